@@ -1,0 +1,130 @@
+"""Addresses, in one place: how they are parsed, written in an envelope and compared.
+
+Two addresses are the same person's where their ``key`` is equal: ASCII letters in lower
+case, the domain in its ASCII form (IDNA 2008). Nothing more is folded: Unicode
+normalisation or case folding would map an address that a stranger chose onto another
+person's (``ß`` to ``ss``, the Kelvin sign to ``k``).
+
+Source: RFC 5321 section 2.4 (local parts may not be altered, domains are case-insensitive),
+RFC 5891 (IDNA), CVE-2019-19844 (why Unicode case mapping is not used).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.headerregistry import parser  # type: ignore[attr-defined]
+
+import idna
+
+from connect_mailer.exceptions import InvalidAddress
+
+# RFC 5321, sections 4.5.3.1.1 and 4.5.3.1.3: octets of a local part, and of a path less
+# its angle brackets.
+MAX_LOCAL_OCTETS = 64
+MAX_ADDRESS_OCTETS = 254
+
+_LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
+
+# An addr-spec that needs no parser: most addresses of most sites.
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+", re.ASCII)
+_DOT_ATOM = re.compile(r"[^\s\x00-\x20\x7f()<>@,;:\\\".\[\]]+(\.[^\s\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*")
+_HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """One mailbox.
+
+    ``local`` is as it was written (quoted where it has to be); ``domain`` is ASCII, lower case.
+    """
+
+    display_name: str
+    local: str
+    domain: str
+
+    @property
+    def spec(self) -> str:
+        """The address as it goes into an envelope: ``local@domain``."""
+        return f"{self.local}@{self.domain}"
+
+    @property
+    def key(self) -> str:
+        """What two spellings of the same address have in common; stored in the tables."""
+        return f"{self.local.translate(_LOWER)}@{self.domain}"
+
+
+def parse(text: object) -> Address:
+    """Parse ``local@domain`` or ``Name <local@domain>`` (lazy strings, too).
+
+    Raises:
+        InvalidAddress: not exactly one mailbox, or a domain that has no ASCII form.
+    """
+    value = str(text).strip()
+    if _PLAIN.fullmatch(value):
+        display_name = ""
+        local, _, domain = value.rpartition("@")
+    else:
+        display_name, local, domain = _parse_mailbox(value)
+    if not _is_local_part(local):
+        raise InvalidAddress(f"{value!r} is not an address: its local part {local!r} is malformed")
+    domain = _domain_to_ascii(domain, value)
+    if len(local.encode()) > MAX_LOCAL_OCTETS or len(local) + len(domain) >= MAX_ADDRESS_OCTETS:
+        raise InvalidAddress(
+            f"{value!r} is too long for an address: at most {MAX_LOCAL_OCTETS} octets before "
+            f"the @ and {MAX_ADDRESS_OCTETS} in all"
+        )
+    return Address(display_name=display_name, local=local, domain=domain)
+
+
+def normalise(text: object) -> str:
+    """Return the ``key`` of an address: the form in which addresses are stored and compared.
+
+    Raises:
+        InvalidAddress: as ``parse``.
+    """
+    return parse(text).key
+
+
+def _parse_mailbox(value: str) -> tuple[str, str, str]:
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise InvalidAddress(f"{value!r} is not an address: it has a control character")
+    try:
+        mailbox, rest = parser.get_mailbox(value)
+    except (HeaderParseError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise InvalidAddress(f"{value!r} is not an address such as name@example.com") from error
+    if rest:
+        raise InvalidAddress(f"{value!r} is not one address: {rest!r} is left over")
+    if mailbox.local_part is None or mailbox.domain is None:
+        raise InvalidAddress(f"{value!r} is not an address such as name@example.com")
+    local: str = mailbox.local_part
+    if not _DOT_ATOM.fullmatch(local) and '"' in value:
+        # The parser hands a quoted local part on without its quotes.
+        escaped = local.replace("\\", "\\\\").replace('"', '\\"')
+        local = f'"{escaped}"'
+    return mailbox.display_name or "", local, mailbox.domain
+
+
+def _is_local_part(local: str) -> bool:
+    return bool(_DOT_ATOM.fullmatch(local)) or (
+        len(local) > 2 and local.startswith('"') and local.endswith('"')
+    )
+
+
+def _domain_to_ascii(domain: str, value: str) -> str:
+    domain = domain.translate(_LOWER)
+    if not domain.isascii():
+        lowered = domain.lower()
+        # Only ASCII may become ASCII: the Kelvin sign's lower case is an ordinary "k".
+        if sum(map(str.isascii, lowered)) != sum(map(str.isascii, domain)):
+            raise InvalidAddress(f"{value!r} has a letter in its domain that looks like another")
+        try:
+            domain = idna.encode(lowered).decode("ascii")
+        except idna.IDNAError as error:
+            raise InvalidAddress(
+                f"{value!r} has a domain that is no internationalised domain name: {error}"
+            ) from error
+    if not _HOST_NAME.fullmatch(domain):
+        raise InvalidAddress(f"{value!r} is not an address: {domain!r} is not a domain name")
+    return domain

@@ -1,0 +1,15 @@
+"""The app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class ConnectMailerConfig(AppConfig):
+    """Registers the checks, the receivers and the old dotted path of the backend."""
+
+    name = "connect_mailer"
+    label = "connect_mailer"
+    verbose_name = _("Outgoing mail")
+    default_auto_field = "django.db.models.BigAutoField"

@@ -1,0 +1,96 @@
+"""Every exception of the app: one root, and one child for each decision that a caller makes.
+
+Where a caller would already catch a built-in (``ValueError`` for bad input, Django's
+``ImproperlyConfigured`` for settings), the child is that built-in as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+class ConnectMailerError(Exception):
+    """The root: ``except ConnectMailerError`` catches all that the app raises itself."""
+
+
+class ConfigurationError(ConnectMailerError, ImproperlyConfigured):
+    """A setting has a value that can't be used. The text names it and the way out."""
+
+
+# What callers of the backends see
+
+
+class InvalidAddress(ConnectMailerError, ValueError):
+    """An address that can't be written to. The text names it and says why."""
+
+
+class InvalidMessage(ConnectMailerError, ValueError):
+    """One message that can't be sent as it is. The text says what to change."""
+
+
+class MessagesRefused(InvalidMessage):
+    """Some messages of one ``send_messages()`` call were refused; the others are queued.
+
+    ``errors`` has one ``(message, exception)`` pair a refused message, in order; ``queued``
+    is the number that the call would have returned.
+    """
+
+    def __init__(self, errors: Sequence[tuple[Any, Exception]], *, queued: int, total: int) -> None:
+        self.errors = list(errors)
+        self.queued = queued
+        reasons = "; ".join(
+            f"{str(getattr(message, 'subject', message))!r}: {error}"
+            for message, error in self.errors
+        )
+        super().__init__(
+            f"{len(self.errors)} of {total} messages refused, {queued} queued. {reasons}"
+        )
+
+
+# What a delivery may answer: each child is one row of the table in ``sending/ses.py``
+
+
+class DeliveryError(ConnectMailerError):
+    """A transport did not take a message. The text is the transport's own words."""
+
+
+class Throttled(DeliveryError):
+    """Sent too fast. Slow down for all; the attempt does not count."""
+
+
+class AccountProblem(DeliveryError):
+    """Quota, pause, suspension or credentials: nothing can be sent for a while."""
+
+
+class SenderDenied(DeliveryError):
+    """This sender may not send (identity not verified, access denied): back off."""
+
+
+class Unavailable(DeliveryError):
+    """The transport is out of reach or failed before it took the message: try again."""
+
+
+class InDoubt(DeliveryError):
+    """The request was written and no answer came: the message may have been sent."""
+
+
+class Rejected(DeliveryError):
+    """Refused for good: this message will never be sent."""
+
+
+# What the limiter and the webhook answer
+
+
+class LimiterUnavailable(ConnectMailerError):
+    """The shared limiter is out of reach, so nothing may be sent."""
+
+
+class NotificationRefused(ConnectMailerError):
+    """Forged, foreign or malformed: answer 400 and write nothing."""
+
+
+class NotificationUndecided(ConnectMailerError):
+    """It could not be decided now whether a notification is genuine: answer 503."""

@@ -1,0 +1,323 @@
+"""The tables: who is not written to, and the outbox."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from connect_mailer import addresses
+from connect_mailer.exceptions import InvalidAddress
+
+# Recipients that one call to SES may have.
+# Source: SES v2 API reference, SendEmail, "Destination" (50 recipients a message).
+MAX_RECIPIENTS = 50
+
+MAX_ADDRESS_LENGTH = 320
+
+
+if TYPE_CHECKING:
+    CharField = models.CharField[str, str]
+else:
+    CharField = models.CharField
+
+
+class AddressField(CharField):
+    """An address, stored in the form in which addresses are compared (``addresses``)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("max_length", MAX_ADDRESS_LENGTH)
+        super().__init__(*args, **kwargs)
+
+    def clean(self, value: Any, model_instance: models.Model | None) -> str:
+        try:
+            return addresses.normalise(super().clean(value, model_instance))
+        except InvalidAddress as error:
+            raise ValidationError(str(error), code="invalid") from error
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> str:
+        value = addresses.normalise(getattr(model_instance, self.attname))
+        setattr(model_instance, self.attname, value)
+        return value
+
+
+class UnsubscribeManager(models.Manager["Unsubscribe"]):
+    """``Unsubscribe.objects``."""
+
+    def address_exists(self, address: str) -> bool:
+        """Whether there is a reason, of any source and list, not to write to ``address``.
+
+        Raises:
+            InvalidAddress: ``address`` is none.
+        """
+        return self.filter(address=addresses.normalise(address)).exists()
+
+    def suppress(self, address: str, source: str, mailing_list: str = "") -> tuple[Unsubscribe, bool]:
+        """Add a row for ``address`` unless there is one; return it and whether it is new.
+
+        A user of the site who has that e-mail address is linked to it.
+
+        Raises:
+            InvalidAddress: ``address`` is none.
+        """
+        key = addresses.normalise(address)
+        return self.get_or_create(
+            address=key,
+            source=source,
+            mailing_list=mailing_list,
+            defaults={"user_id": _find_user_id(key)},
+        )
+
+
+class Unsubscribe(models.Model):
+    """An address that is not written to, and why."""
+
+    class Source(models.TextChoices):
+        USER = "user", _("opted out")
+        BOUNCE = "bounce", _("hard bounce")
+        COMPLAINT = "complaint", _("complaint")
+        MANUAL = "manual", _("by an operator")
+
+    address = AddressField(_("address"))
+    source = models.CharField(
+        _("source"), max_length=20, choices=Source.choices, default=Source.MANUAL
+    )
+    mailing_list = models.CharField(
+        _("mailing list"),
+        max_length=100,
+        blank=True,
+        default="",
+        help_text=_("Empty: all mail of the site."),
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    modified_at = models.DateTimeField(_("modified"), auto_now=True)
+
+    objects = UnsubscribeManager()
+
+    class Meta:
+        verbose_name = _("unsubscribe")
+        verbose_name_plural = _("unsubscribes")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["address", "source", "mailing_list"],
+                name="connect_mailer_unsubscribe_once",
+            )
+        ]
+
+    def __str__(self) -> str:
+        of_list = f", {self.mailing_list}" if self.mailing_list else ""
+        return f"{self.address} ({self.source}{of_list})"
+
+
+class OutgoingContent(models.Model):
+    """The frozen MIME bytes, shared by the rows of one split message."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    mime = models.BinaryField()
+
+    class Meta:
+        verbose_name = _("outgoing content")
+        verbose_name_plural = _("outgoing contents")
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class OutgoingMessage(models.Model):
+    """One row, one call to SES: an envelope on its way."""
+
+    class Status(models.TextChoices):
+        QUEUED = "queued", _("queued")
+        SENDING = "sending", _("sending")
+        SENT = "sent", _("sent")
+        FAILED = "failed", _("failed")
+        SUPPRESSED = "suppressed", _("suppressed")
+        EXPIRED = "expired", _("expired")
+
+    class Stream(models.TextChoices):
+        DEFAULT = "default", _("default")
+        TRANSACTIONAL = "transactional", _("transactional")
+
+    OPEN = (Status.QUEUED, Status.SENDING)
+
+    uuid = models.UUIDField(unique=True, default=uuid.uuid4, editable=False)
+    status = models.CharField(
+        _("status"), max_length=12, choices=Status.choices, default=Status.QUEUED
+    )
+    stream = models.CharField(
+        _("stream"), max_length=20, choices=Stream.choices, default=Stream.DEFAULT
+    )
+    priority = models.PositiveSmallIntegerField(
+        _("priority"), default=5, help_text=_("0 leaves first, 9 last.")
+    )
+    # The order in which rows leave: the transactional stream before all else, then priority.
+    rank = models.PositiveSmallIntegerField(default=15, editable=False)
+    send_after = models.DateTimeField(_("send after"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+    # When a queued row may be claimed; of a row that is being sent, when its lease ends.
+    due_at = models.DateTimeField(_("due"))
+    claim = models.UUIDField(null=True, editable=False)
+    in_doubt = models.BooleanField(_("in doubt"), default=False)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+
+    sender = models.CharField(_("sender"), max_length=MAX_ADDRESS_LENGTH)
+    subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
+    mailing_list = models.CharField(_("mailing list"), max_length=100, blank=True, default="")
+    tags = models.JSONField(_("tags"), default=dict, blank=True)
+    content = models.ForeignKey(
+        OutgoingContent,
+        verbose_name=_("content"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="messages",
+    )
+    size = models.PositiveIntegerField(_("size in bytes"), default=0)
+    # Recipients that this call would write to: what it costs of the account's rate.
+    cost = models.PositiveSmallIntegerField(default=1, editable=False)
+
+    ses_message_id = models.CharField(
+        _("SES message id"), max_length=100, blank=True, default="", db_index=True
+    )
+    last_error = models.TextField(_("last error"), blank=True, default="")
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    sent_at = models.DateTimeField(_("sent"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True, db_index=True)
+
+    if TYPE_CHECKING:
+        content_id: uuid.UUID | None
+        recipients: models.Manager[OutgoingRecipient]
+
+    class Meta:
+        verbose_name = _("outgoing message")
+        verbose_name_plural = _("outgoing messages")
+        indexes = [
+            models.Index(
+                fields=["rank", "due_at", "id"],
+                name="connect_mailer_open",
+                condition=models.Q(status__in=["queued", "sending"]),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject or '(no subject)'} ({self.status})"
+
+
+class OutgoingRecipient(models.Model):
+    """One recipient of a row, written to or not."""
+
+    class Kind(models.TextChoices):
+        TO = "to", "To"
+        CC = "cc", "Cc"
+        BCC = "bcc", "Bcc"
+
+    class Status(models.TextChoices):
+        QUEUED = "queued", _("queued")
+        SENT = "sent", _("sent")
+        SUPPRESSED = "suppressed", _("suppressed")
+        DELIVERED = "delivered", _("delivered")
+        BOUNCED = "bounced", _("bounced")
+        COMPLAINED = "complained", _("complained")
+
+    message = models.ForeignKey(
+        OutgoingMessage, on_delete=models.CASCADE, related_name="recipients"
+    )
+    # As it is compared; `envelope` is as it was written, and so as SES gets it.
+    address = AddressField(_("address"), db_index=True)
+    envelope = models.CharField(max_length=MAX_ADDRESS_LENGTH)
+    kind = models.CharField(_("kind"), max_length=3, choices=Kind.choices, default=Kind.TO)
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status.choices, default=Status.QUEUED
+    )
+    reason = models.TextField(_("reason"), blank=True, default="")
+
+    if TYPE_CHECKING:
+        message_id: int
+
+    class Meta:
+        verbose_name = _("recipient")
+        verbose_name_plural = _("recipients")
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.status})"
+
+
+class NotificationReceipt(models.Model):
+    """An SNS notification that was taken: a second delivery of it changes nothing."""
+
+    message_id = models.CharField(_("SNS message id"), max_length=100, unique=True)
+    received_at = models.DateTimeField(_("received"), auto_now_add=True, db_index=True)
+
+    class Meta:
+        verbose_name = _("notification receipt")
+        verbose_name_plural = _("notification receipts")
+
+    def __str__(self) -> str:
+        return self.message_id
+
+
+class Lease(models.Model):
+    """Something that one process of the site may do at a time, until ``expires_at``.
+
+    The database's clock decides, and an expired lease is free: nothing has to be cleaned up
+    after a process that died.
+    """
+
+    name = models.CharField(primary_key=True, max_length=50)
+    holder = models.UUIDField()
+    expires_at = models.DateTimeField()
+    note = models.TextField(blank=True, default="")
+
+    class Meta:
+        verbose_name = _("lease")
+        verbose_name_plural = _("leases")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class LimiterState(models.Model):
+    """The shared limiter of a site without Redis: one row, locked for each reservation.
+
+    Times are microseconds of the database's clock since 1970.
+    """
+
+    name = models.CharField(primary_key=True, max_length=50)
+    arrival_us = models.BigIntegerField(default=0)
+    slowdown = models.PositiveSmallIntegerField(default=0)
+    slowdown_us = models.BigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("limiter state")
+        verbose_name_plural = _("limiter states")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _find_user_id(key: str) -> Any:
+    user_model = get_user_model()
+    field = user_model.get_email_field_name()
+    for user_id, email in user_model._default_manager.filter(**{f"{field}__iexact": key}).values_list(
+        "pk", field
+    ):
+        try:
+            # The database folds more than ASCII letters: compare as addresses are compared.
+            if addresses.normalise(email) == key:
+                return user_id
+        except InvalidAddress:
+            continue
+    return None

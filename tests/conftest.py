@@ -1,0 +1,18 @@
+"""Fixtures that the tests of several modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests import servers
+
+
+@pytest.fixture
+def valkey() -> Iterator[redis.Redis]:
+    """A client of an empty Valkey server."""
+    with redis.Redis.from_url(servers.valkey_url()) as client:
+        client.flushall()
+        yield client

