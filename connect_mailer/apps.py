@@ -5,6 +5,11 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
+from connect_mailer import legacy
+
+# Now, while Django makes the configurations of the apps: before it imports any models.
+legacy.register()
+
 
 class ConnectMailerConfig(AppConfig):
     """Registers the checks, the receivers and the old dotted path of the backend."""

@@ -1,0 +1,9 @@
+"""What ``include("django_bouncy.urls")`` resolves to."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from connect_mailer.feedback.webhook import endpoint
+
+urlpatterns = [path("", endpoint)]

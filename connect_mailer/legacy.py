@@ -1,0 +1,99 @@
+"""Old dotted paths: modules that a site still names and that no longer import.
+
+An import hook serves them, so nothing is loaded before it is asked for and no folder of
+another project's name is in the wheel. The attributes are links to this app's own objects,
+followed when they are used.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, Final
+
+from django.utils.module_loading import import_string
+
+logger = logging.getLogger(__name__)
+
+# How code for Python 2, or for a Django of its time, fails to import today.
+_OUTDATED: Final = (AttributeError, ImportError, NameError, SyntaxError, TypeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StandIn:
+    """What a module has: dotted paths by attribute name; nothing: it is an empty package."""
+
+    links: Mapping[str, str]
+    # Whether a published module comes first where there is one that imports.
+    published_first: bool = True
+
+
+_STAND_INS: Final = {
+    "django_bouncy.signals": _StandIn(
+        links={
+            name: f"connect_mailer.bouncy.signals.{name}"
+            for name in ("notification", "subscription", "feedback")
+        }
+    ),
+    # Never the published ones: they can't verify what SNS signs today.
+    "django_bouncy.urls": _StandIn(
+        links={"urlpatterns": "connect_mailer.bouncy.urls.urlpatterns"}, published_first=False
+    ),
+    "django_bouncy.views": _StandIn(
+        links={"endpoint": "connect_mailer.feedback.webhook.endpoint"}, published_first=False
+    ),
+    "seacucumber": _StandIn(links={}),
+    # What EMAIL_BACKEND names, so it queues; as a transport, `conf` reads it as SESBackend.
+    "seacucumber.backend": _StandIn(
+        links={"SESBackend": "connect_mailer.backend.ConnectMailerBackend"}
+    ),
+}
+
+
+def register() -> None:
+    """Serve the old paths from now on, before the modules on ``sys.path``."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        stand_in = _STAND_INS.get(fullname)
+        if stand_in is None:
+            return None
+        spec = PathFinder.find_spec(fullname, path) if stand_in.published_first else None
+        if spec is None:
+            spec = ModuleSpec(fullname, None, is_package=not stand_in.links)
+        spec.loader = _Loader(stand_in, published=spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, stand_in: _StandIn, *, published: Loader | None) -> None:
+        self._links = stand_in.links
+        self._published = published
+
+    def exec_module(self, module: ModuleType) -> None:
+        if self._published is not None:
+            try:
+                self._published.exec_module(module)
+            except _OUTDATED as error:
+                logger.debug("%s does not import, using ours: %s", module.__name__, error)
+            else:
+                return
+
+        def follow(name: str) -> Any:
+            if name in self._links:
+                return import_string(self._links[name])
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name)
+
+        for name in self._links:
+            vars(module).pop(name, None)  # what a published module had before it failed
+        vars(module).update(__getattr__=follow, __all__=list(self._links))
