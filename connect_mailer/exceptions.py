@@ -81,6 +81,13 @@ class Rejected(DeliveryError):
     """Refused for good: this message will never be sent."""
 
 
+# What the opt-out page answers
+
+
+class InvalidToken(ConnectMailerError, ValueError):
+    """An unsubscribe link that this site did not write, or that was altered: answer 404."""
+
+
 # What the limiter and the webhook answer
 
 

@@ -1,0 +1,63 @@
+"""The way out in each mail: the link, and the two headers of one-click unsubscribe.
+
+Source: RFC 2369 section 3.2 (``List-Unsubscribe``), RFC 8058 section 3.1
+(``List-Unsubscribe-Post``, and that the link alone must identify the reader and the list).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from django.urls import NoReverseMatch, get_resolver, reverse
+
+from connect_mailer.conf import conf
+from connect_mailer.exceptions import ConfigurationError
+from connect_mailer.optout.tokens import make_token
+
+
+def unsubscribe_url(address: str, mailing_list: str = "") -> str:
+    """Return the link under which ``address`` leaves ``mailing_list`` (blank: all mail).
+
+    Empty where the site has no base URL. The address is not in it in clear text.
+
+    Raises:
+        InvalidAddress: ``address`` is none.
+        ConfigurationError: the site has a base URL, but did not include ``connect_mailer.urls``.
+    """
+    base = conf.unsubscribe_base_url
+    return base and base + _path(make_token(address, mailing_list))
+
+
+def for_recipient(address: str, mailing_list: str = "") -> dict[str, str]:
+    """Return the headers that let the one recipient of a message opt out in her mail client.
+
+    Empty where the site has no base URL. A link is longer than a line of a header should be:
+    write it unfolded, or mail clients will not find it.
+
+    Raises: as ``unsubscribe_url``.
+    """
+    url = unsubscribe_url(address, mailing_list)
+    if not url:
+        return {}
+    return {
+        "List-Unsubscribe": f"<{url}>",
+        "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+    }
+
+
+def _path(token: str) -> str:
+    from connect_mailer.optout.views import unsubscribe
+
+    try:
+        # By the view, because a site may have a URL of its own named "unsubscribe"; and in the
+        # root URLconf, because a request may be served by another (`request.urlconf`), while
+        # the link has to be the same wherever the mail is written.
+        return reverse(
+            unsubscribe, urlconf=cast("str", get_resolver().urlconf_name), kwargs={"token": token}
+        )
+    except NoReverseMatch as error:
+        raise ConfigurationError(
+            "Unsubscribe links are on, because UNSUBSCRIBE_BASE_URL or ORIGIN is set, but there "
+            "is no page for them: add path('mail/', include('connect_mailer.urls')) to the "
+            "root URLconf, or set CONNECT_MAILER['UNSUBSCRIBE_BASE_URL'] to ''."
+        ) from error

@@ -1,0 +1,63 @@
+"""What an unsubscribe link carries: who opts out, and of which list, signed.
+
+A token is ``base64url(JSON [version, address, list])``, a dot and an HMAC-SHA256 under
+``SECRET_KEY``: nothing is stored, and only characters that no URL has to escape. It has no
+expiry, because mail is opened years later, and it is read under ``SECRET_KEY_FALLBACKS`` as
+well, so that a key can be rotated. The address is not in clear text, which keeps it out of
+sight in logs and histories; whoever has the link can decode it, and opting that address out
+is all that the link can do.
+
+Guesses need no rate limit: a guess is right once in 2**256, and what it wins is an opt-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from django.core.signing import BadSignature, Signer
+
+from connect_mailer import addresses
+from connect_mailer.exceptions import InvalidToken
+
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptOut:
+    """Who opts out (``address`` as it is stored), and of which list; blank: of all mail."""
+
+    address: str
+    mailing_list: str
+
+
+def make_token(address: str, mailing_list: str = "") -> str:
+    """Return the token with which ``address`` leaves ``mailing_list``.
+
+    Two spellings of one address have the same token.
+
+    Raises:
+        InvalidAddress: ``address`` is none.
+    """
+    return _signer().sign_object([VERSION, addresses.normalise(address), mailing_list])
+
+
+def read_token(token: str) -> OptOut:
+    """Return what ``make_token`` put into ``token``.
+
+    Raises:
+        InvalidToken: it was not made with a key of this site, or not in a known version.
+    """
+    try:
+        version, *fields = _signer().unsign_object(token)
+    except (BadSignature, UnicodeEncodeError) as error:
+        raise InvalidToken("the unsubscribe link was not written by this site") from error
+    if version != VERSION:
+        raise InvalidToken(f"the unsubscribe link has the unknown version {version!r}")
+    address, mailing_list = fields
+    return OptOut(address=address, mailing_list=mailing_list)
+
+
+def _signer() -> Signer:
+    # Made anew each time: it takes its keys from the settings when it is made.
+    return Signer(sep=".", salt="connect_mailer.optout")

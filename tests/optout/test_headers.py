@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+from django.test import override_settings
+from django.urls import include, path, reverse, set_urlconf
+
+from connect_mailer.exceptions import ConfigurationError, InvalidAddress
+from connect_mailer.optout import unsubscribe_url
+from connect_mailer.optout.headers import for_recipient
+from connect_mailer.optout.tokens import OptOut, make_token, read_token
+
+
+def _elsewhere(request, token):
+    raise AssertionError("another app's page")
+
+
+def _urlconf(*patterns):
+    module = ModuleType("urls")
+    module.urlpatterns = list(patterns)
+    return module
+
+
+# A site with pages of its own that have our name, before and after ours.
+_CLASH = _urlconf(
+    path("news/<token>/", _elsewhere, name="unsubscribe"),
+    path("any/prefix/", include("connect_mailer.urls")),
+    path("more/news/<token>/", _elsewhere, name="unsubscribe"),
+)
+_WITHOUT = _urlconf()
+
+
+def test_both_headers_of_one_click():
+    token = make_token("ada@example.com")
+    assert for_recipient("ada@example.com") == {
+        "List-Unsubscribe": f"<https://www.example.com/mail/unsubscribe/{token}/>",
+        "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+    }
+
+
+def test_a_link_names_the_reader_and_the_list():
+    url = unsubscribe_url("Ada <ADA+x@example.com>", "digest")
+    token = url.removeprefix("https://www.example.com/mail/unsubscribe/").removesuffix("/")
+    assert read_token(token) == OptOut(address="ada+x@example.com", mailing_list="digest")
+    assert url.endswith(reverse("unsubscribe", kwargs={"token": token}))
+    assert f"<{url}>" == for_recipient("ada+x@example.com", "digest")["List-Unsubscribe"]
+
+
+def test_the_longest_address_fits_a_line():
+    longest = "x" * 64 + "@" + ".".join(["y" * 61] * 3) + ".ee"
+    header = for_recipient(longest, "a" * 100)["List-Unsubscribe"]
+    # RFC 5322, section 2.1.1
+    assert len(f"List-Unsubscribe: {header}") <= 998
+
+
+@override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": ""})
+def test_nothing_without_a_base_url():
+    assert for_recipient("ada@example.com") == {}
+    assert unsubscribe_url("ada@example.com") == ""
+
+
+@override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": "https://other.example/"})
+def test_the_base_url_is_the_settings():
+    assert unsubscribe_url("ada@example.com").startswith("https://other.example/mail/unsub")
+
+
+@override_settings(ROOT_URLCONF=_CLASH)
+def test_a_page_of_the_site_with_the_same_name_is_not_linked():
+    assert unsubscribe_url("a@example.com").startswith("https://www.example.com/any/prefix/unsub")
+
+
+def test_a_link_does_not_depend_on_the_request_in_which_the_mail_is_written():
+    link = unsubscribe_url("ada@example.com")
+    set_urlconf(_WITHOUT)
+    try:
+        assert unsubscribe_url("ada@example.com") == link
+    finally:
+        set_urlconf(None)
+
+
+@override_settings(ROOT_URLCONF=_WITHOUT)
+def test_a_site_without_the_pages_is_told_what_to_add():
+    with pytest.raises(ConfigurationError, match=r"include\('connect_mailer.urls'\)"):
+        for_recipient("ada@example.com")
+
+
+def test_no_headers_for_what_is_no_address():
+    with pytest.raises(InvalidAddress):
+        for_recipient("not an address")
