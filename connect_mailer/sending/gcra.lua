@@ -4,7 +4,8 @@
 -- KEYS[1]  the bucket: a hash of arrival_us, slowdown, slowdown_us
 -- ARGV     operation ('reserve', 'give_back', 'slow_down'), interval_ns,
 --          what the client knows: seen_us, expected_us, largest,
---          then the costs of the next rows, or the tokens that come back
+--          then the costs of the next rows, or the tokens that come back and when
+--          the slots of their reservation end (ends_us)
 -- Returns  granted, wait_us, interval_ns in force, arrival_us, now_us
 --
 -- Whole numbers only. Lua's doubles are exact to 2^53, and microseconds since 1970 stay below
@@ -75,8 +76,11 @@ if operation == 'reserve' then
     wait_us = wait_us - AHEAD_US
   end
 elseif operation == 'give_back' then
+  -- A slot that has passed is gone: only what lies ahead comes back.
+  local back_us = math.floor(tonumber(ARGV[6]) * interval_ns / 1000)
+  back_us = math.min(back_us, math.max(tonumber(ARGV[7]) - now_us, 0))
   if arrival_us > now_us then
-    arrival_us = math.max(arrival_us - math.floor(tonumber(ARGV[6]) * interval_ns / 1000), now_us)
+    arrival_us = math.max(arrival_us - back_us, now_us)
   end
 elseif now_us - slowdown_us >= STEP_US then
   slowdown = math.min(level + 1, MAX_SLOWDOWN)

@@ -124,6 +124,23 @@ class Bucket:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grant:
+    """A ``Reservation`` in the whole numbers in which stores reckon."""
+
+    granted: int
+    wait_us: int
+    interval_ns: int
+
+    def to_reservation(self) -> Reservation:
+        """As callers get it."""
+        return Reservation(
+            granted=self.granted,
+            wait_seconds=self.wait_us / 1e6,
+            interval_seconds=self.interval_ns / 1e9,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hint:
     """What one limiter knows when it asks, in microseconds of the store's clock.
 
@@ -140,7 +157,8 @@ class Hint:
 class Memory:
     """What one limiter remembers of its last answer, held against its own monotonic clock.
 
-    ``interval_ns`` is the interval in force at its last reservation; 0: none yet.
+    ``interval_ns`` is the interval that was in force when it got its last slots and ``ends_us``
+    when, by the store's clock, these end; both 0: none yet.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -149,6 +167,7 @@ class Memory:
         self._offset_us = 0
         self._largest = 0
         self.interval_ns = 0
+        self.ends_us = 0
 
     def now_us(self) -> int:
         """The own clock."""
@@ -167,10 +186,12 @@ class Memory:
         self._seen_us = arrival_us
         self._offset_us = now_us - own_us
 
-    def learn_reservation(self, costs: Sequence[int], interval_ns: int) -> None:
-        """Remember what was asked for, and the interval in force."""
+    def learn_grant(self, costs: Sequence[int], grant: Grant) -> None:
+        """Remember what was asked for, and what of it was granted."""
         self._largest = max(self._largest, *costs)
-        self.interval_ns = interval_ns
+        if grant.granted:
+            self.interval_ns = grant.interval_ns
+            self.ends_us = self._seen_us
 
 
 class RedisLimiter:
@@ -204,14 +225,14 @@ class RedisLimiter:
     def reserve(self, costs: Sequence[int], rate: float) -> Reservation:
         """See ``Limiter``."""
         interval_ns = to_interval_ns(costs, rate)
-        granted, wait_us, interval_ns = self._run("reserve", interval_ns, *costs)
-        self._memory.learn_reservation(costs, interval_ns)
-        return to_reservation(granted, wait_us, interval_ns)
+        grant = self._run("reserve", interval_ns, *costs)
+        self._memory.learn_grant(costs, grant)
+        return grant.to_reservation()
 
     def give_back(self, tokens: int) -> None:
         """See ``Limiter``."""
         if tokens > 0 and self._memory.interval_ns:
-            self._run("give_back", self._memory.interval_ns, tokens)
+            self._run("give_back", self._memory.interval_ns, tokens, self._memory.ends_us)
 
     def slow_down(self) -> None:
         """See ``Limiter``."""
@@ -223,7 +244,7 @@ class RedisLimiter:
         if client is not None and self._pid == os.getpid():
             client.close()
 
-    def _run(self, operation: str, interval_ns: int, *args: int) -> tuple[int, int, int]:
+    def _run(self, operation: str, interval_ns: int, *args: int) -> Grant:
         import redis
 
         own_us = self._memory.now_us()
@@ -246,7 +267,7 @@ class RedisLimiter:
             raise LimiterUnavailable(f"The limiter's Redis: {error}") from error
         granted, wait_us, interval_ns, arrival_us, now_us = answer
         self._memory.learn(own_us=own_us, now_us=now_us, arrival_us=arrival_us)
-        return granted, wait_us, interval_ns
+        return Grant(granted=granted, wait_us=wait_us, interval_ns=interval_ns)
 
     def _connect(self) -> Script:
         if self._script is None or self._pid != os.getpid():
@@ -282,16 +303,9 @@ def to_interval_ns(costs: Sequence[int], rate: float) -> int:
     return math.ceil(1e9 / rate)
 
 
-def to_reservation(granted: int, wait_us: int, interval_ns: int) -> Reservation:
-    """``Reservation`` from the whole numbers in which stores reckon."""
-    return Reservation(
-        granted=granted, wait_seconds=wait_us / 1e6, interval_seconds=interval_ns / 1e9
-    )
-
-
 def reserve(
     bucket: Bucket, hint: Hint, *, now_us: int, costs: Sequence[int], interval_ns: int
-) -> tuple[Bucket, Reservation]:
+) -> tuple[Bucket, Grant]:
     """``Limiter.reserve`` as a function: the bucket after it, and the answer.
 
     ``interval_ns`` is that of the rate, before any slowdown.
@@ -307,19 +321,24 @@ def reserve(
         granted += cost
         arrival_us = start_us + _width_us(granted, interval_ns)
     wait_us = start_us - now_us if granted else start_us - now_us - AHEAD_US
-    return _at(bucket, now_us, arrival_us), to_reservation(granted, wait_us, interval_ns)
+    grant = Grant(granted=granted, wait_us=wait_us, interval_ns=interval_ns)
+    return _at(bucket, now_us, arrival_us), grant
 
 
-def give_back(bucket: Bucket, hint: Hint, *, now_us: int, tokens: int, interval_ns: int) -> Bucket:
-    """``Limiter.give_back`` as a function. ``interval_ns`` is the one that was in force."""
+def give_back(
+    bucket: Bucket, hint: Hint, *, now_us: int, tokens: int, interval_ns: int, ends_us: int
+) -> Bucket:
+    """``Limiter.give_back`` as a function. ``interval_ns`` and ``ends_us``: see ``Memory``."""
     arrival_us = _mistrust(bucket, hint, now_us, interval_ns)
+    # A slot that has passed is gone: only what lies ahead comes back.
+    width_us = min(tokens * interval_ns // 1000, max(ends_us - now_us, 0))
     if arrival_us > now_us:
-        arrival_us = max(arrival_us - tokens * interval_ns // 1000, now_us)
+        arrival_us = max(arrival_us - width_us, now_us)
     return _at(bucket, now_us, arrival_us)
 
 
 def slow_down(bucket: Bucket, hint: Hint, *, now_us: int, interval_ns: int) -> Bucket:
-    """``Limiter.slow_down`` as a function. ``interval_ns`` is the one that was in force."""
+    """``Limiter.slow_down`` as a function. ``interval_ns``: see ``Memory``."""
     bucket = _at(bucket, now_us, _mistrust(bucket, hint, now_us, interval_ns))
     if now_us - bucket.slowdown_us < STEP_US:
         return bucket
