@@ -20,6 +20,9 @@ MAX_RECIPIENTS = 50
 
 MAX_ADDRESS_LENGTH = 320
 
+# The message tag that carries a row's uuid through SES, so that SES's own events name it.
+MESSAGE_ID_TAG = "connect-mailer-id"
+
 
 if TYPE_CHECKING:
     CharField = models.CharField[str, str]
@@ -122,11 +125,32 @@ class Unsubscribe(models.Model):
         return f"{self.address} ({self.source}{of_list})"
 
 
+class OutgoingContentManager(models.Manager["OutgoingContent"]):
+    """``OutgoingContent.objects``."""
+
+    def release(self, messages: models.QuerySet[OutgoingMessage]) -> None:
+        """Forget the bodies of these rows, except where another row needs them."""
+        contents = list(
+            messages.exclude(content=None).values_list("content_id", flat=True).distinct()
+        )
+        if not contents:
+            return
+        messages.update(content=None)
+        unused = ~models.Exists(
+            OutgoingMessage.objects.using(messages.db).filter(content=models.OuterRef("pk"))
+        )
+        # Nothing refers to them any more: no need to collect what would cascade.
+        rows = self.using(messages.db).filter(unused, pk__in=contents)
+        rows._raw_delete(messages.db)
+
+
 class OutgoingContent(models.Model):
     """The frozen MIME bytes, shared by the rows of one split message."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     mime = models.BinaryField()
+
+    objects = OutgoingContentManager()
 
     class Meta:
         verbose_name = _("outgoing content")

@@ -1,0 +1,646 @@
+"""The drain: takes rows out of the outbox and hands them to the transport, at the right pace.
+
+One thread does the pacing and the database; a pool of threads does nothing but calls to the
+transport. There is no barrier: while calls are in flight, results are settled and the next
+rows are claimed.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
+from uuid import UUID
+
+from django.db import DatabaseError, InterfaceError, connections
+
+from connect_mailer.conf import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, conf
+from connect_mailer.exceptions import (
+    AccountProblem,
+    DeliveryError,
+    InDoubt,
+    LimiterUnavailable,
+    Rejected,
+    SenderDenied,
+    Throttled,
+)
+from connect_mailer.models import (
+    MESSAGE_ID_TAG,
+    OutgoingContent,
+    OutgoingMessage,
+    OutgoingRecipient,
+)
+from connect_mailer.sending import leases, log_mail, outbox
+from connect_mailer.sending.database_limiter import DatabaseLimiter
+from connect_mailer.sending.limiter import Limiter, RedisLimiter, Reservation
+from connect_mailer.sending.rate import account_rate
+from connect_mailer.sending.ses import Envelope, SESClient
+from connect_mailer.sending.suppression import Candidate, Suppression
+from connect_mailer.sending.transport import Transport, get_transport
+from connect_mailer.sending.wakeups import HELP, PAUSE, WAKE, name_drain
+
+logger = logging.getLogger(__name__)
+
+Status = OutgoingMessage.Status
+
+# Seconds. A drain that found nothing looks again this often, and ends after LINGER_SECONDS:
+# a site that sends its mail one by one needs no wake-up for each.
+POLL_SECONDS = 0.05
+LINGER_SECONDS = 0.5
+# Results wait this long for company, so that one statement settles many.
+SETTLE_SECONDS = 0.02
+# How often a drain renews its lease and asks whether the account is paused.
+HEARTBEAT_SECONDS = 0.5
+DRAIN_LEASE_SECONDS = 15
+# A drain that could not reach the limiter or the database tries again after this long.
+OUTAGE_SECONDS = 1.0
+
+# A call that starts this late (a busy machine) is caught up with; later, and what follows
+# shifts. Far less than the burst of 0.1 s that the strictest accounts allow.
+LATE_SECONDS = 0.02
+
+# Bytes of bodies that one claim may load, and so about what a drain holds in memory.
+MAX_CLAIM_BYTES = 32_000_000
+
+# Distinct senders that SES denied one after the other until it is taken for the account.
+MAX_DENIED_SENDERS = 5
+
+MAX_DELAY_SECONDS = 3600
+
+# What one call may take, and a little: no call starts with less of its lease left.
+CALL_SECONDS = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One claimed row, ready to go, with its place in time (monotonic seconds)."""
+
+    pk: int
+    claim: UUID
+    attempts: int
+    envelope: Envelope
+    starts_at: float
+    width_seconds: float
+    lease_ends_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainLease:
+    """What allows a drain to run, as one of ``MAX_DRAINS``."""
+
+    name: str
+    holder: UUID
+
+
+class Stop:
+    """Set when this process is to end: claim nothing more, finish, settle, give back."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.is_set = self._event.is_set
+        self.set = self._event.set
+        self.clear = self._event.clear
+
+    @contextmanager
+    def on_sigterm(self) -> Iterator[None]:
+        """Listen to SIGTERM, which would kill a prefork child of Celery in mid-call.
+
+        Only a main thread can; in others, Celery's ``worker_shutting_down`` sets it.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.getsignal(signal.SIGTERM)
+
+        def stop(signum: int, frame: Any) -> None:
+            self.set()
+            if callable(previous):
+                previous(signum, frame)
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+class Outages:
+    """Logs when something goes out of reach and when it is back, not each try in between."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def begin(self, name: str, text: str) -> None:
+        if name not in self._names:
+            self._names.add(name)
+            logger.error("%s", text)
+
+    def end(self, name: str) -> None:
+        if name in self._names:
+            self._names.discard(name)
+            logger.warning("The %s is back; delivery goes on.", name)
+
+
+class LeaseEnded(Exception):
+    """Too little of the lease is left for a call."""
+
+
+stop = Stop()
+outages = Outages()
+
+
+def pause(reason: str, *, using: str) -> None:
+    """Stop all drains of the site for ``PAUSE_SECONDS``; mail waits, and nothing is failed."""
+    leases.acquire(PAUSE, conf.pause_seconds, using=using, note=reason)
+
+
+def drain_outbox(
+    *, wake: Callable[[], None], ask_for_help: Callable[[], None], one_pass: bool = False
+) -> int:
+    """Deliver what is due, as one of the drains that this site may run; return how many rows.
+
+    ``wake`` is called where a next drain is to go on.
+    """
+    using = outbox.get_database()
+    # Before the first look: whoever stores a row from now on asks for another drain.
+    leases.release(WAKE, using=using)
+    if leases.find_alive(PAUSE, using=using) or not outbox.is_due(using=using):
+        return 0
+    lease = _enter(using)
+    if lease is None:
+        return 0
+    drain = _make_drain(using, lease, ask_for_help=ask_for_help, one_pass=one_pass)
+    try:
+        return drain.run()
+    finally:
+        leases.release(lease.name, lease.holder, using=using)
+        # After that, since whoever saw this drain running asked for no other one.
+        if (
+            not one_pass
+            and drain.longest_wait_seconds < conf.drain_seconds
+            and not leases.find_alive(PAUSE, using=using)
+            and outbox.is_due(using=using)
+        ):
+            wake()
+
+
+def _enter(using: str) -> DrainLease | None:
+    """Become the first drain; or one more, if the running ones asked for help."""
+    for number in range(1, conf.max_drains + 1):
+        if number == 2 and not leases.release(HELP, using=using):
+            return None
+        name = name_drain(number)
+        if holder := leases.acquire(name, DRAIN_LEASE_SECONDS, using=using):
+            return DrainLease(name=name, holder=holder)
+    return None
+
+
+def _make_drain(
+    using: str, lease: DrainLease, *, ask_for_help: Callable[[], None], one_pass: bool
+) -> Drain:
+    transport = get_transport()
+    rate = account_rate.get(transport if isinstance(transport, SESClient) else None)
+    return Drain(
+        transport=transport,
+        limiter=_get_limiter(using) if rate else None,
+        rate=rate,
+        using=using,
+        lease=lease,
+        one_pass=one_pass,
+        ask_for_help=ask_for_help if conf.max_drains > 1 else None,
+    )
+
+
+_limiters: dict[tuple[Any, ...], Limiter] = {}
+
+
+def _get_limiter(using: str) -> Limiter:
+    """The limiter of this process for the settings in force: it remembers what it saw."""
+    redis = conf.redis
+    key = (using, repr(redis))
+    if key not in _limiters:
+        _limiters[key] = (
+            DatabaseLimiter(using) if redis is None else RedisLimiter(redis.url, redis.options)
+        )
+    return _limiters[key]
+
+
+class Drain:
+    """One run over the outbox.
+
+    ``limiter`` ``None``: not paced. ``lease``: renewed while it runs, and a paused account
+    ends it. ``one_pass``: take what may be sent now and end, without waiting for more (eager
+    Celery, tests). ``ask_for_help`` is called while calls in flight are the bottleneck.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        limiter: Limiter | None,
+        rate: float | None,
+        using: str,
+        lease: DrainLease | None = None,
+        one_pass: bool = False,
+        ask_for_help: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter if rate else None
+        self._rate = rate or 0.0
+        self._using = using
+        self._lease = lease
+        self._one_pass = one_pass
+        self._ask_for_help = ask_for_help
+        self._clock = clock
+
+        now = clock()
+        self._concurrency = conf.concurrency
+        self._lease_seconds = conf.lease_seconds
+        self._max_attempts = conf.max_attempts
+        self._retry_delay_seconds = conf.retry_delay_seconds
+        self._ends_at = now + conf.drain_seconds
+        self._look_at = self._beat_at = self._settle_at = self._clear_at = 0.0
+        self._full_since = self._idle_since = inf
+
+        self._slots: deque[Slot] = deque()
+        self._in_flight = 0
+        self._answers: queue.SimpleQueue[tuple[Slot, Future[str]]] = queue.SimpleQueue()
+        self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
+        self._denied: set[str] = set()
+        self._is_ending = False
+        self.sent = 0
+        self.longest_wait_seconds = 0.0
+
+    def run(self) -> int:
+        """Deliver until nothing is due; return the number of rows that the transport took."""
+        with (
+            log_mail.at_work(),
+            stop.on_sigterm(),
+            ThreadPoolExecutor(
+                self._concurrency, "connect_mailer", initializer=log_mail.stay_at_work
+            ) as self._pool,
+        ):
+            while self._step():
+                self._wait()
+        return self.sent
+
+    def end(self) -> None:
+        """Claim nothing more and give back what has not started."""
+        self._is_ending = True
+        while self._slots:
+            slot = self._slots.popleft()
+            self._add(self._postpone(slot), slot.lease_ends_at)
+
+    # One turn
+
+    def _step(self) -> bool:
+        """Do what is to be done now; ``False``: the drain is over."""
+        now = self._clock()
+        if stop.is_set():
+            self.end()
+        elif now >= self._ends_at:
+            self._is_ending = True
+        if now >= self._beat_at:
+            self._guard(self._beat)
+        self._dispatch(now)
+        if not self._is_ending and now >= self._look_at and self._count_free():
+            self._guard(self._look)
+        if self._results and (now >= self._settle_at or self._is_ending):
+            self._guard(self._settle)
+        return not self._is_ending or bool(self._slots or self._in_flight or self._results)
+
+    def _count_free(self) -> int:
+        return self._concurrency - self._in_flight - len(self._slots)
+
+    def _wait(self) -> None:
+        """Sleep until an answer comes or something else is to be done."""
+        moments = [self._beat_at]
+        if self._slots:
+            moments.append(max(self._slots[0].starts_at, self._clear_at))
+        if self._results:
+            moments.append(self._settle_at)
+        if not self._is_ending:
+            moments.append(self._ends_at)
+            if self._count_free():
+                moments.append(self._look_at)
+        try:
+            self._take(*self._answers.get(timeout=max(min(moments) - self._clock(), 0)))
+            while True:
+                self._take(*self._answers.get_nowait())
+        except queue.Empty:
+            return
+
+    def _guard(self, act: Callable[[], None]) -> None:
+        """Let the database go away and come back: nothing that is known gets lost."""
+        try:
+            act()
+        except (DatabaseError, InterfaceError) as error:
+            outages.begin("database", f"The outbox's database is out of reach: {error}")
+            connections[self._using].close_if_unusable_or_obsolete()
+            later = self._clock() + OUTAGE_SECONDS
+            self._look_at, self._settle_at, self._beat_at = (
+                max(moment, later) for moment in (self._look_at, self._settle_at, self._beat_at)
+            )
+            self._give_up_results()
+        else:
+            outages.end("database")
+
+    def _beat(self) -> None:
+        """Renew the lease, and stop for a pause of the account."""
+        now = self._clock()
+        self._beat_at = now + HEARTBEAT_SECONDS
+        if self._lease is None:
+            return
+        if not leases.renew(
+            self._lease.name, self._lease.holder, DRAIN_LEASE_SECONDS, using=self._using
+        ):
+            logger.warning("%s lost its lease and ends.", self._lease.name)
+            self.end()
+        elif leases.find_alive(PAUSE, using=self._using):
+            self.end()
+        if self._ask_for_help and now - self._full_since >= HEARTBEAT_SECONDS:
+            self._ask_for_help()
+
+    # Looking for work
+
+    def _look(self) -> None:
+        """Reserve, claim, and give each row its slot of time."""
+        free = self._count_free()
+        costs = outbox.peek(free, using=self._using)
+        now = self._clock()
+        if not costs:
+            self._rest(now)
+            return
+        self._idle_since = inf
+        reservation = self._reserve(costs)
+        if not reservation.granted:
+            self._postpone_look(now, reservation.wait_seconds)
+            return
+        now = self._clock()
+        rows = outbox.claim(
+            tokens=reservation.granted,
+            slots=free,
+            max_bytes=MAX_CLAIM_BYTES,
+            lease_seconds=self._lease_seconds,
+            using=self._using,
+        )
+        starts_at = now + reservation.wait_seconds
+        used = 0
+        for row, envelope in self._prepare(rows, now + self._lease_seconds):
+            assert row.claim is not None
+            cost = len(envelope.recipients)
+            self._slots.append(
+                Slot(
+                    pk=row.pk,
+                    claim=row.claim,
+                    attempts=row.attempts,
+                    envelope=envelope,
+                    starts_at=starts_at + used * reservation.interval_seconds,
+                    width_seconds=cost * reservation.interval_seconds,
+                    lease_ends_at=now + self._lease_seconds,
+                )
+            )
+            used += cost
+        if self._limiter and used < reservation.granted:
+            self._tell_limiter(partial(self._limiter.give_back, reservation.granted - used))
+        if self._one_pass and (self._limiter or not rows):
+            self._is_ending = True
+        elif not rows:  # another drain was faster
+            self._look_at = now + POLL_SECONDS
+
+    def _reserve(self, costs: Sequence[int]) -> Reservation:
+        if self._limiter is None:
+            return Reservation(granted=sum(costs), wait_seconds=0.0, interval_seconds=0.0)
+        try:
+            reservation = self._limiter.reserve(costs, self._rate)
+        except LimiterUnavailable as error:
+            outages.begin("limiter", f"The limiter is out of reach, so nothing is sent: {error}")
+            return Reservation(granted=0, wait_seconds=OUTAGE_SECONDS, interval_seconds=0.0)
+        outages.end("limiter")
+        return reservation
+
+    def _tell_limiter(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except LimiterUnavailable as error:
+            outages.begin("limiter", f"The limiter is out of reach, so nothing is sent: {error}")
+
+    def _rest(self, now: float) -> None:
+        """Nothing is due: linger while something may come, then end."""
+        self._look_at = now + POLL_SECONDS
+        if self._in_flight or self._slots or self._results:
+            self._idle_since = inf
+        else:
+            self._idle_since = min(self._idle_since, now)
+        if self._one_pass or now - self._idle_since >= LINGER_SECONDS:
+            self._is_ending = True
+
+    def _postpone_look(self, now: float, seconds: float) -> None:
+        """Nothing may be sent yet. A wait that outlasts this drain is left to another one."""
+        self._look_at = now + seconds
+        if self._one_pass or self._look_at >= self._ends_at:
+            self._is_ending = True
+            self.longest_wait_seconds = seconds
+
+    def _prepare(
+        self, rows: Sequence[OutgoingMessage], lease_ends_at: float
+    ) -> list[tuple[OutgoingMessage, Envelope]]:
+        """Ask suppression again and load the bodies; what won't be sent is a result at once."""
+        if not rows:
+            return []
+        try:
+            recipients = self._load_recipients(rows)
+            bodies = OutgoingContent.objects.using(self._using).in_bulk(
+                {row.content_id for row in rows if row.content_id}
+            )
+        except (DatabaseError, InterfaceError):
+            for row in rows:
+                self._add(
+                    outbox.Postponed.of(row, delay_seconds=0, error=row.last_error, counts=False),
+                    lease_ends_at,
+                )
+            raise
+        prepared = []
+        for row in rows:
+            of_row = recipients.get(row.pk, [])
+            kept = [recipient for recipient in of_row if not recipient.reason]
+            body = bodies.get(row.content_id) if row.content_id else None
+            if row.has_expired:  # type: ignore[attr-defined]
+                end = (Status.EXPIRED, f"Not sent before {row.expires_at}.")
+            elif row.in_doubt and conf.in_doubt == "hold":
+                end = (Status.FAILED, f"In doubt: SES may have taken it. {row.last_error}")
+            elif row.attempts > self._max_attempts:
+                end = (Status.FAILED, f"Given up after {row.attempts - 1} tries. {row.last_error}")
+            elif body is None or not of_row:
+                end = (Status.FAILED, "Its body or its recipients are gone from the database.")
+            elif not kept:
+                end = (Status.SUPPRESSED, "")
+            else:
+                envelope = Envelope(
+                    sender=row.sender,
+                    recipients=tuple(recipient.envelope for recipient in kept),
+                    mime=bytes(body.mime),
+                    tags={**row.tags, MESSAGE_ID_TAG: str(row.uuid)},
+                )
+                prepared.append((row, envelope))
+                continue
+            status, error = end
+            self._add(outbox.Ended.of(row, status=status, error=error), lease_ends_at)
+        return prepared
+
+    def _load_recipients(
+        self, rows: Sequence[OutgoingMessage]
+    ) -> dict[int, list[OutgoingRecipient]]:
+        """Who is still to be written to, by row; those who may not be have a reason."""
+        recipients: dict[int, list[OutgoingRecipient]] = {}
+        for recipient in (
+            OutgoingRecipient.objects.using(self._using)
+            .filter(message__in=rows, status=OutgoingRecipient.Status.QUEUED)
+            .order_by("pk")
+        ):
+            recipients.setdefault(recipient.message_id, []).append(recipient)
+        suppression = Suppression.load(
+            recipient.address for of_row in recipients.values() for recipient in of_row
+        )
+        suppressed = []
+        for row in rows:
+            of_row = recipients.get(row.pk, [])
+            reasons = suppression.judge(
+                [Candidate(key=recipient.address, kind=recipient.kind) for recipient in of_row],
+                stream=row.stream,
+                mailing_list=row.mailing_list,
+            )
+            for recipient, reason in zip(of_row, reasons, strict=True):
+                if reason:
+                    recipient.status = OutgoingRecipient.Status.SUPPRESSED
+                    recipient.reason = reason
+                    suppressed.append(recipient)
+        if suppressed:
+            OutgoingRecipient.objects.using(self._using).bulk_update(
+                suppressed, ["status", "reason"]
+            )
+        return recipients
+
+    # Sending
+
+    def _dispatch(self, now: float) -> None:
+        """Start the calls whose slot has come. What is late shifts what follows, so that
+        slots never bunch."""
+        while self._slots and max(self._slots[0].starts_at, self._clear_at) <= now:
+            slot = self._slots.popleft()
+            self._clear_at = (
+                max(slot.starts_at, self._clear_at, now - LATE_SECONDS) + slot.width_seconds
+            )
+            self._in_flight += 1
+            future = self._pool.submit(self._call, slot)
+            future.add_done_callback(lambda done, slot=slot: self._answers.put((slot, done)))
+        is_full = self._in_flight >= self._concurrency
+        self._full_since = min(self._full_since, now) if is_full else inf
+
+    def _call(self, slot: Slot) -> str:
+        """In a thread of the pool: the call, and nothing of the database."""
+        if slot.lease_ends_at - self._clock() < min(CALL_SECONDS, self._lease_seconds / 2):
+            # This process was suspended or starved, and the row may be another's by now.
+            raise LeaseEnded
+        return self._transport.send(slot.envelope)
+
+    def _take(self, slot: Slot, future: Future[str]) -> None:
+        """Turn an answer into what becomes of the row."""
+        self._in_flight -= 1
+        error = future.exception()
+        result: outbox.Result
+        if error is None:
+            result = outbox.Sent.of(slot, ses_message_id=future.result())
+            logger.info("Sent row %s as %s.", slot.pk, result.ses_message_id)
+            self.sent += 1
+            self._denied.clear()
+            outages.end("account")
+        else:
+            result = self._judge(slot, error)
+        self._add(result, slot.lease_ends_at)
+
+    def _judge(self, slot: Slot, error: BaseException) -> outbox.Result:
+        if isinstance(error, LeaseEnded):
+            return self._postpone(slot)
+        if isinstance(error, Throttled):
+            logger.warning("Throttled at row %s: %s", slot.pk, error)
+            if self._limiter:
+                self._tell_limiter(self._limiter.slow_down)
+            return self._postpone(slot, str(error), delay_seconds=1.0)
+        if isinstance(error, AccountProblem):
+            self._pause(str(error))
+            return self._postpone(slot, str(error))
+        if isinstance(error, InDoubt):
+            logger.warning("Row %s is in doubt: %s", slot.pk, error)
+            return outbox.Doubtful.of(slot, error=str(error))
+        if isinstance(error, Rejected) or slot.attempts >= self._max_attempts:
+            logger.error("Row %s failed: %s", slot.pk, error)
+            return outbox.Ended.of(slot, status=Status.FAILED, error=str(error))
+        if isinstance(error, SenderDenied):
+            self._denied.add(slot.envelope.sender)
+            if len(self._denied) >= MAX_DENIED_SENDERS:
+                self._pause(str(error))
+        delay = min(
+            self._retry_delay_seconds * 2.0 ** min(slot.attempts - 1, 20), MAX_DELAY_SECONDS
+        )
+        text = str(error) if isinstance(error, DeliveryError) else f"Unexpected: {error!r}"
+        logger.warning(
+            "Row %s goes back after attempt %d: %s",
+            slot.pk,
+            slot.attempts,
+            text,
+            exc_info=None if isinstance(error, DeliveryError) else error,
+        )
+        return outbox.Postponed.of(
+            slot, delay_seconds=delay * random.uniform(0.8, 1.2), error=text, counts=True
+        )
+
+    def _postpone(
+        self, slot: Slot, error: str = "", delay_seconds: float = 0.0
+    ) -> outbox.Postponed:
+        """Back into the queue without counting as an attempt."""
+        return outbox.Postponed.of(slot, delay_seconds=delay_seconds, error=error, counts=False)
+
+    def _pause(self, reason: str) -> None:
+        """Stop all drains of the site for a while; nothing is failed."""
+        outages.begin(
+            "account",
+            f"Nothing can be sent through this account; the next try is in "
+            f"{conf.pause_seconds} s: {reason}",
+        )
+        self._guard(partial(pause, reason, using=self._using))
+        self.end()
+
+    # Settling
+
+    def _add(self, result: outbox.Result, lease_ends_at: float) -> None:
+        if not self._results:
+            self._settle_at = max(self._settle_at, self._clock() + SETTLE_SECONDS)
+        self._results.append((result, lease_ends_at))
+
+    def _settle(self) -> None:
+        results = [result for result, _ in self._results]
+        outbox.settle(results, keep_bodies=conf.keep_bodies_days > 0, using=self._using)
+        self._results.clear()
+
+    def _give_up_results(self) -> None:
+        """What can't be written down while the lease holds is another drain's to decide."""
+        now = self._clock()
+        kept = []
+        for result, lease_ends_at in self._results:
+            if now + OUTAGE_SECONDS < lease_ends_at:
+                kept.append((result, lease_ends_at))
+            else:
+                logger.error("Row %s could not be settled: %s", result.pk, result)
+        self._results = kept

@@ -1,0 +1,437 @@
+"""The outbox: rows in, claims out, results back.
+
+Every statement that decides (who claims, who settles) is conditional on what the row says at
+that moment and on the database's clock; nothing relies on what a process read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from django.db import connections, models, router, transaction
+from django.db.models import BooleanField, Case, ExpressionWrapper, F, Q, QuerySet, Value, When
+
+from connect_mailer import signals
+from connect_mailer.clock import DatabaseNow
+from connect_mailer.models import (
+    MAX_RECIPIENTS,
+    NotificationReceipt,
+    OutgoingContent,
+    OutgoingMessage,
+    OutgoingRecipient,
+)
+from connect_mailer.sending.envelope import Draft
+
+Status = OutgoingMessage.Status
+
+# Rows that one statement of `purge` touches: a lock that nobody notices.
+PURGE_CHUNK = 1000
+
+_MAX_ERROR = 2000
+
+
+def get_database() -> str:
+    """Alias of the database that the outbox is in."""
+    return router.db_for_write(OutgoingMessage)
+
+
+# In: the caller's transaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A draft and its bytes; ``None`` where nobody is left to write to."""
+
+    draft: Draft
+    mime: bytes | None
+
+
+def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
+    """Insert rows, at most ``MAX_RECIPIENTS`` recipients each, in three statements.
+
+    The rows of one message share its content. Recipients who are not written to are on its
+    first row, with the reason.
+    """
+    contents: list[OutgoingContent] = []
+    rows: list[tuple[OutgoingMessage, Sequence[Any]]] = []
+    for frozen in batch:
+        draft = frozen.draft
+        left_out = [recipient for recipient in draft.recipients if recipient.reason]
+        if frozen.mime is None:
+            rows.append((_make_row(draft, status=Status.SUPPRESSED), left_out))
+            continue
+        content = OutgoingContent(mime=frozen.mime)
+        contents.append(content)
+        kept = draft.kept
+        for start in range(0, len(kept), MAX_RECIPIENTS):
+            part = kept[start : start + MAX_RECIPIENTS]
+            row = _make_row(draft, content=content, size=len(frozen.mime), cost=len(part))
+            rows.append((row, part if start else [*part, *left_out]))
+    messages = [row for row, _ in rows]
+    with transaction.atomic(using=using):
+        OutgoingContent.objects.using(using).bulk_create(contents)
+        OutgoingMessage.objects.using(using).bulk_create(messages)
+        if not connections[using].features.can_return_rows_from_bulk_insert:
+            _fetch_ids(messages, using)
+        OutgoingRecipient.objects.using(using).bulk_create(
+            OutgoingRecipient(
+                message=row,
+                address=recipient.address.key,
+                envelope=recipient.address.spec,
+                kind=recipient.kind,
+                status=(
+                    OutgoingRecipient.Status.SUPPRESSED
+                    if recipient.reason
+                    else OutgoingRecipient.Status.QUEUED
+                ),
+                reason=recipient.reason,
+            )
+            for row, recipients in rows
+            for recipient in recipients
+        )
+    return messages
+
+
+def _make_row(draft: Draft, **fields: Any) -> OutgoingMessage:
+    options = draft.options
+    is_finished = fields.get("status") == Status.SUPPRESSED
+    subject = "".join(filter(str.isprintable, str(draft.message.subject)))
+    return OutgoingMessage(
+        stream=options.stream,
+        priority=options.priority,
+        rank=options.priority
+        + (0 if options.stream == OutgoingMessage.Stream.TRANSACTIONAL else 10),
+        send_after=options.send_after,
+        expires_at=options.expires_at,
+        due_at=options.send_after or DatabaseNow(),
+        finished_at=DatabaseNow() if is_finished else None,
+        sender=draft.sender.spec,
+        subject=subject[:255],
+        mailing_list=options.mailing_list,
+        tags=dict(draft.tags),
+        **fields,
+    )
+
+
+def _fetch_ids(messages: Sequence[OutgoingMessage], using: str) -> None:
+    """MySQL tells no ids of a bulk insert."""
+    ids = dict(
+        OutgoingMessage.objects.using(using)
+        .filter(uuid__in=[message.uuid for message in messages])
+        .values_list("uuid", "pk")
+    )
+    for message in messages:
+        message.pk = ids[message.uuid]
+
+
+# Out: claims
+
+
+def _due(using: str) -> QuerySet[OutgoingMessage]:
+    """Open rows whose time has come: queued and due, or held by a lease that ended."""
+    return (
+        OutgoingMessage.objects.using(using)
+        .filter(status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow())
+        .order_by("rank", "due_at", "id")
+    )
+
+
+def is_due(*, using: str) -> bool:
+    """Whether there is anything to send now."""
+    return _due(using).exists()
+
+
+def peek(limit: int, *, using: str) -> list[int]:
+    """What the next rows cost, in recipients, without a lock."""
+    return list(_due(using).values_list("cost", flat=True)[:limit])
+
+
+def claim(
+    *, tokens: int, slots: int, max_bytes: int, lease_seconds: float, using: str
+) -> list[OutgoingMessage]:
+    """Claim the next rows for one drain, most important first.
+
+    It stops before the row that overshoots ``tokens`` (recipients), ``slots`` (rows) or
+    ``max_bytes`` (of their bodies; one row is always taken). Rows whose lease had ended come
+    with ``in_doubt`` set: the drain that had them may have sent them. Rows that expired come
+    with ``has_expired`` set.
+    """
+    token = uuid4()
+    with _row_locks(using):
+        candidates = (
+            _due(using)
+            .select_for_update(skip_locked=True)
+            .annotate(
+                has_expired=ExpressionWrapper(
+                    Q(expires_at__isnull=False, expires_at__lte=DatabaseNow()),
+                    output_field=BooleanField(),
+                )
+            )
+        )
+        taken = []
+        for row in candidates[:slots]:
+            tokens -= row.cost
+            max_bytes -= row.size
+            if tokens < 0 or (taken and max_bytes < 0):
+                break
+            row.in_doubt = row.status == Status.SENDING
+            taken.append(row)
+        if not taken:
+            return []
+        claimed = (
+            OutgoingMessage.objects.using(using)
+            .filter(pk__in=[row.pk for row in taken])
+            .filter(status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow())
+            .update(
+                status=Status.SENDING,
+                claim=token,
+                due_at=DatabaseNow() + timedelta(seconds=lease_seconds),
+                attempts=F("attempts") + 1,
+            )
+        )
+    if claimed < len(taken):  # no row locks here (SQLite), and another drain was faster
+        won = set(
+            OutgoingMessage.objects.using(using).filter(claim=token).values_list("pk", flat=True)
+        )
+        taken = [row for row in taken if row.pk in won]
+    for row in taken:
+        row.claim = token
+        row.attempts += 1
+    return taken
+
+
+def _row_locks(using: str) -> AbstractContextManager[Any]:
+    if connections[using].features.has_select_for_update_skip_locked:
+        return transaction.atomic(using=using)
+    return nullcontext()
+
+
+# Back: results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one claimed row."""
+
+    pk: int
+    claim: UUID
+
+    @classmethod
+    def of(cls, row: Any, **fields: Any) -> Self:
+        """The result of ``row``, or of anything else with its ``pk`` and ``claim``."""
+        return cls(pk=row.pk, claim=row.claim, **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent(Result):
+    """The transport took it."""
+
+    ses_message_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postponed(Result):
+    """Back into the queue, due in ``delay_seconds``; ``counts``: as an attempt."""
+
+    delay_seconds: float
+    error: str
+    counts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubtful(Result):
+    """No answer came. The row keeps its lease, so that an event can still settle it."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Result):
+    """Not sent: ``status`` is ``failed``, ``expired`` or ``suppressed``."""
+
+    status: str
+    error: str
+
+
+def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
+    """Write down what became of claimed rows, in a few statements for all of them.
+
+    Only where the claim still holds; but what was sent is recorded in any case. Signals are
+    sent after commit.
+    """
+    sent = {result.pk: result for result in results if isinstance(result, Sent)}
+    ended = [result for result in results if isinstance(result, Ended)]
+    rows = OutgoingMessage.objects.using(using)
+    with transaction.atomic(using=using):
+        if sent:
+            _settle_sent(sent, keep_bodies=keep_bodies, using=using)
+        _update(
+            [result for result in results if isinstance(result, Postponed)],
+            using,
+            status=Status.QUEUED,
+            claim=None,
+            due_at=lambda result: DatabaseNow() + timedelta(seconds=result.delay_seconds),
+            attempts=lambda result: F("attempts") - (0 if result.counts else 1),
+            last_error=lambda result: Value(result.error[:_MAX_ERROR]),
+        )
+        _update(
+            [result for result in results if isinstance(result, Doubtful)],
+            using,
+            in_doubt=True,
+            last_error=lambda result: Value(result.error[:_MAX_ERROR]),
+        )
+        _update(
+            ended,
+            using,
+            status=lambda result: Value(result.status),
+            claim=None,
+            finished_at=DatabaseNow(),
+            last_error=lambda result: Value(result.error[:_MAX_ERROR]),
+        )
+        _announce(signals.message_sent, list(sent), using)
+        suppressed = [result.pk for result in ended if result.status == Status.SUPPRESSED]
+        _announce(signals.message_suppressed, suppressed, using)
+        _announce(
+            signals.message_failed,
+            [result.pk for result in ended if result.status != Status.SUPPRESSED],
+            using,
+        )
+        if suppressed:
+            OutgoingContent.objects.release(rows.filter(pk__in=suppressed))
+
+
+def _settle_sent(sent: Mapping[int, Sent], *, keep_bodies: bool, using: str) -> None:
+    # An event of SES may have settled it first, and knew at least as much.
+    rows = OutgoingMessage.objects.using(using).filter(pk__in=list(sent))
+    rows.exclude(status=Status.SENT).update(
+        status=Status.SENT,
+        claim=None,
+        in_doubt=False,
+        last_error="",
+        ses_message_id=Case(
+            *(When(pk=pk, then=Value(result.ses_message_id)) for pk, result in sent.items()),
+            output_field=models.CharField(),
+        ),
+        sent_at=DatabaseNow(),
+        finished_at=DatabaseNow(),
+    )
+    OutgoingRecipient.objects.using(using).filter(
+        message__in=list(sent), status=OutgoingRecipient.Status.QUEUED
+    ).update(status=OutgoingRecipient.Status.SENT)
+    if not keep_bodies:
+        OutgoingContent.objects.release(rows)
+
+
+def _update(results: Sequence[Any], using: str, **changes: Any) -> None:
+    """One UPDATE for all results; a callable value is different for each of them."""
+    if not results:
+        return
+    OutgoingMessage.objects.using(using).filter(
+        pk__in=[result.pk for result in results],
+        claim__in={result.claim for result in results},
+        status=Status.SENDING,
+    ).update(**{name: _choose(name, value, results) for name, value in changes.items()})
+
+
+def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:
+    if not callable(value):
+        return value
+    return Case(
+        *(When(pk=result.pk, then=value(result)) for result in results),
+        output_field=OutgoingMessage._meta.get_field(name),
+    )
+
+
+def _announce(signal: Any, pks: Sequence[int], using: str) -> None:
+    if not pks or not signal.has_listeners(OutgoingMessage):
+        return
+
+    def send() -> None:
+        for message in OutgoingMessage.objects.using(using).filter(pk__in=pks):
+            signal.send_robust(sender=OutgoingMessage, message=message)
+
+    transaction.on_commit(send, using=using, robust=True)
+
+
+def announce_suppressed(messages: Iterable[OutgoingMessage], *, using: str) -> None:
+    """``message_suppressed`` for rows that were stored just now, after commit."""
+    pks = [message.pk for message in messages if message.status == Status.SUPPRESSED]
+    _announce(signals.message_suppressed, pks, using)
+
+
+# By hand and by the clock
+
+
+def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
+    """Queue finished rows anew, where their body is kept; return how many.
+
+    Suppression is asked again when they are sent. Waking a worker is the caller's part
+    (``connect_mailer.tasks.wake`` on commit).
+    """
+    using = get_database()
+    with transaction.atomic(using=using):
+        pks = list(
+            queryset.using(using)
+            .filter(status__in=[Status.FAILED, Status.EXPIRED, Status.SENT])
+            .exclude(content=None)
+            .values_list("pk", flat=True)
+        )
+        OutgoingRecipient.objects.using(using).filter(message__in=pks).exclude(
+            status=OutgoingRecipient.Status.SUPPRESSED
+        ).update(status=OutgoingRecipient.Status.QUEUED)
+        return (
+            OutgoingMessage.objects.using(using)
+            .filter(pk__in=pks, content__isnull=False)
+            .exclude(status__in=OutgoingMessage.OPEN)
+            .update(
+                status=Status.QUEUED,
+                attempts=0,
+                due_at=DatabaseNow(),
+                expires_at=None,
+                in_doubt=False,
+                ses_message_id="",
+                sent_at=None,
+                finished_at=None,
+            )
+        )
+
+
+def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
+    """Forget finished rows after ``keep_days`` and sent bodies after ``keep_bodies_days``.
+
+    Returns the number of rows that were forgotten. In chunks, so that no lock is held long.
+    """
+    old = DatabaseNow() - timedelta(days=keep_days)
+    finished = OutgoingMessage.objects.using(using).filter(finished_at__lt=old)
+    forgotten = 0
+    for pks in _chunks(finished):
+        with transaction.atomic(using=using):
+            rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
+            OutgoingContent.objects.release(rows)
+            rows.delete()
+        forgotten += len(pks)
+    bodies = OutgoingMessage.objects.using(using).filter(
+        status=Status.SENT,
+        finished_at__lt=DatabaseNow() - timedelta(days=keep_bodies_days),
+        content__isnull=False,
+    )
+    for pks in _chunks(bodies):
+        with transaction.atomic(using=using):
+            OutgoingContent.objects.release(
+                OutgoingMessage.objects.using(using).filter(pk__in=pks)
+            )
+    receipts = NotificationReceipt.objects.using(router.db_for_write(NotificationReceipt))
+    for pks in _chunks(receipts.filter(received_at__lt=old)):
+        receipts.filter(pk__in=pks).delete()
+    return forgotten
+
+
+def _chunks(queryset: QuerySet[Any]) -> Iterator[list[int]]:
+    """The keys of a queryset that shrinks while it is worked off."""
+    while pks := list(queryset.values_list("pk", flat=True)[:PURGE_CHUNK]):
+        yield pks

@@ -1,0 +1,137 @@
+"""The Celery tasks, all without arguments: what they do is decided by the database.
+
+``deliver`` drains the outbox, ``sweep`` wakes a drain for what is due, ``purge`` forgets old
+rows. Nothing has to be scheduled: each worker that has the app loaded asks for a sweep every
+minute, with or without beat.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Final
+
+from celery import shared_task
+from celery.signals import worker_ready, worker_shutting_down
+from django.db import DatabaseError, transaction
+
+from connect_mailer.conf import conf
+from connect_mailer.sending import leases, log_mail, outbox
+from connect_mailer.sending.wakeups import HELP, PAUSE, WAKE, name_drain
+
+logger = logging.getLogger(__name__)
+
+# Asking the broker never takes longer, however it is out of reach.
+PUBLISH_SECONDS: Final = 3.0
+# A wake-up that no worker took by then is asked for again.
+WAKE_SECONDS: Final = 15
+HELP_SECONDS: Final = 5
+SWEEP_SECONDS: Final = 60
+PURGE_SECONDS: Final = 3600
+
+
+@shared_task(name="connect_mailer.tasks.deliver", ignore_result=True)
+def deliver() -> None:
+    """Deliver what is due."""
+    from connect_mailer.sending.delivery import drain_outbox
+
+    is_eager = bool(deliver.request.is_eager)
+    drain_outbox(wake=wake, ask_for_help=_ask_for_help, one_pass=is_eager)
+
+
+@shared_task(name="connect_mailer.tasks.sweep", ignore_result=True)
+def sweep() -> None:
+    """Wake a drain for what is due: after a lost wake-up, a dead worker, a pause."""
+    using = outbox.get_database()
+    if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using):
+        return
+    if not leases.find_alive(PAUSE, using=using) and outbox.is_due(using=using):
+        wake()
+    if leases.acquire("purge", PURGE_SECONDS, using=using):
+        _publish(purge)
+
+
+@shared_task(name="connect_mailer.tasks.purge", ignore_result=True)
+def purge() -> None:
+    """Forget finished rows and bodies after their time (``KEEP_DAYS``, ``KEEP_BODIES_DAYS``)."""
+    forgotten = outbox.purge(
+        keep_days=conf.keep_days,
+        keep_bodies_days=conf.keep_bodies_days,
+        using=outbox.get_database(),
+    )
+    logger.info("Forgot %d finished rows.", forgotten)
+
+
+def wake_on_commit(*, using: str) -> None:
+    """Wake a drain once the transaction on ``using`` is committed: once for all its messages."""
+    pending = transaction.get_connection(using).run_on_commit
+    if not any(callback is wake for _, callback, *_ in pending):
+        transaction.on_commit(wake, using=using, robust=True)
+
+
+def wake() -> None:
+    """Ask for a drain, unless one is running or was asked for already.
+
+    Never raises, and takes at most 3 s where the broker is down: ``sweep`` finds what waits.
+    """
+    using = outbox.get_database()
+    try:
+        if leases.find_alive(WAKE, name_drain(1), using=using):
+            return
+        if not leases.acquire(WAKE, WAKE_SECONDS, using=using):
+            return
+    except DatabaseError as error:
+        logger.warning("No drain could be asked for: %s", error)
+        return
+    _publish(deliver)
+
+
+def _ask_for_help() -> None:
+    """Ask for a second drain, at most every few seconds."""
+    if leases.acquire(HELP, HELP_SECONDS, using=outbox.get_database()):
+        _publish(deliver)
+
+
+def _publish(task: Any) -> None:
+    def publish() -> None:
+        with log_mail.at_work():
+            try:
+                # One try, no retries of Celery's: it is asked for again anyway.
+                task.apply_async(queue=conf.queue, retry=False)
+            except task.app.connection_for_write().connection_errors as error:
+                logger.warning("The broker is out of reach; mail waits for it: %s", error)
+
+    if task.app.conf.task_always_eager:
+        publish()  # runs here and now, in the caller's transaction
+        return
+    # A broker that doesn't answer at all blocks whoever asks it, and libraries differ in how
+    # long: the caller waits for this thread, but not for ever.
+    thread = threading.Thread(target=publish, name="connect_mailer-wake", daemon=True)
+    thread.start()
+    thread.join(PUBLISH_SECONDS)
+    if thread.is_alive():
+        logger.warning("The broker doesn't answer; mail waits for it.")
+
+
+@worker_ready.connect
+def _start_sweeping(sender: Any, **kwargs: Any) -> None:
+    """In the worker's main process: the first sweep now, the next every minute.
+
+    Runs again after each reconnection to the broker, with a new timer.
+    """
+    global _timer
+    if _timer is not None:
+        _timer.cancel()
+    _publish(sweep)
+    _timer = sender.timer.call_repeatedly(SWEEP_SECONDS, _publish, (sweep,))
+
+
+@worker_shutting_down.connect
+def _stop_drains(**kwargs: Any) -> None:
+    """A pool of threads gets no signal of its own."""
+    from connect_mailer.sending.delivery import stop
+
+    stop.set()
+
+
+_timer: Any = None
