@@ -18,3 +18,8 @@ class ConnectMailerConfig(AppConfig):
     label = "connect_mailer"
     verbose_name = _("Outgoing mail")
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Load what registers itself."""
+        from connect_mailer import checks, tasks  # noqa: F401
+        from connect_mailer.feedback import receivers  # noqa: F401

@@ -1,0 +1,218 @@
+"""System checks: mistakes that would show only when mail is sent, named at start-up.
+
+Ids are stable and never used again with another meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import django
+from django.apps import AppConfig, apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.utils.module_loading import import_string
+
+from connect_mailer.conf import (
+    CONNECT_TIMEOUT_SECONDS,
+    KEYS,
+    READ_TIMEOUT_SECONDS,
+    SES_BACKEND,
+    SETTING,
+    Conf,
+    conf,
+)
+from connect_mailer.exceptions import ConfigurationError
+
+_ADMIN_EMAIL_HANDLER = "django.utils.log.AdminEmailHandler"
+
+
+@register(Tags.compatibility)
+def check_settings(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E001 to E003: ``CONNECT_MAILER`` and the settings with names of their own."""
+    try:
+        unknown = conf.unknown_keys()
+    except ConfigurationError as error:
+        return [Error(str(error), id="connect_mailer.E001")]
+    messages: list[CheckMessage] = [
+        Error(
+            f'{SETTING}["{key}"] means nothing.',
+            hint=f"Known keys: {', '.join(sorted(KEYS))}.",
+            id="connect_mailer.E002",
+        )
+        for key in unknown
+    ]
+    for name, attribute in vars(Conf).items():
+        if isinstance(attribute, property):
+            try:
+                getattr(conf, name)
+            except ConfigurationError as error:
+                messages.append(Error(str(error), id="connect_mailer.E003"))
+    return messages
+
+
+@register(Tags.compatibility)
+def check_transport(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E004, E005: what the queue is delivered through."""
+    transport = _try(lambda: conf.transport)
+    if transport is None or transport == SES_BACKEND:
+        return []
+    path = _get_mailers().get(transport, {}).get("BACKEND", transport)
+    try:
+        backend = import_string(path)
+    except ImportError as error:
+        aliases = " or an alias in MAILERS" if django.VERSION >= (6, 1) else ""
+        return [
+            Error(
+                f"The transport {transport!r} can't be imported: {error}",
+                hint=f'Set {SETTING}["TRANSPORT"] to the dotted path of a backend{aliases}.',
+                id="connect_mailer.E004",
+            )
+        ]
+    if _queues(backend):
+        return [
+            Error(
+                f"The transport {transport!r} is the queue itself, which would be delivered "
+                "into itself for ever.",
+                hint=f'Set {SETTING}["TRANSPORT"] to {SES_BACKEND!r}, or leave it out.',
+                id="connect_mailer.E005",
+            )
+        ]
+    return []
+
+
+@register(Tags.compatibility)
+def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E006: a lease that ends while a call to SES may still be going on."""
+    seconds = _try(lambda: conf.lease_seconds)
+    call = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
+    if seconds is not None and seconds <= call:
+        return [
+            Error(
+                f'{SETTING}["LEASE_SECONDS"] is {seconds}, and one call to SES may take '
+                f"{call:.0f} s: its row would be sent by another worker meanwhile.",
+                hint="Use 60 or more; 300 is the default.",
+                id="connect_mailer.E006",
+            )
+        ]
+    return []
+
+
+@register(Tags.security)
+def check_feedback(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W001, W002, E007: bounces and complaints that don't come in, or come in unverified."""
+    messages: list[CheckMessage] = []
+    if conf.legacy("BOUNCY_VERIFY_CERTIFICATE") in (False, "False", "false", "0"):
+        messages.append(
+            Error(
+                "BOUNCY_VERIFY_CERTIFICATE is off, which would let anybody unsubscribe anybody; "
+                "it is ignored, and every notification is verified.",
+                hint="Remove the setting.",
+                id="connect_mailer.E007",
+            )
+        )
+    if not apps.is_installed("django_bouncy"):
+        messages.append(
+            Warning(
+                "Bounces and complaints are not taken: django-bouncy is not installed.",
+                hint='Add "connect_mailer.bouncy" to INSTALLED_APPS.',
+                id="connect_mailer.W001",
+            )
+        )
+    elif _try(lambda: conf.topic_arns) == ():
+        messages.append(
+            Warning(
+                "BOUNCY_TOPIC_ARN is empty, so /mail/bouncy/ accepts nothing: bounces and "
+                "complaints don't become Unsubscribe rows.",
+                hint="Set it to the ARNs of the SNS topics that SES publishes to.",
+                id="connect_mailer.W002",
+            )
+        )
+    return messages
+
+
+@register(Tags.compatibility)
+def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W003, W004: links to opt out that mail lacks, or that mail providers don't take."""
+    url = _try(lambda: conf.unsubscribe_base_url)
+    if url == "":
+        return [
+            Warning(
+                "Mail has no link to opt out, since the site's address is not known.",
+                hint=f'Set {SETTING}["UNSUBSCRIBE_BASE_URL"], such as "https://www.example.com".',
+                id="connect_mailer.W003",
+            )
+        ]
+    if url and url.startswith("http:") and not settings.DEBUG:
+        return [
+            Warning(
+                f"Links to opt out start with {url!r}; mail providers take one-click links by "
+                "https only (RFC 8058).",
+                hint=f'Use https in {SETTING}["UNSUBSCRIBE_BASE_URL"] or ORIGIN.',
+                id="connect_mailer.W004",
+            )
+        ]
+    return []
+
+
+@register(Tags.compatibility)
+def check_error_mail(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W005: mail about errors that depends on what failed."""
+    if not settings.ADMINS:
+        return []
+    default = _get_mailers().get("default", {}).get("BACKEND") or (
+        None if _get_mailers() else settings.EMAIL_BACKEND
+    )
+    for name, handler in _get_handlers().items():
+        if not str(handler.get("class", "")).endswith("AdminEmailHandler"):
+            continue
+        path = handler.get("email_backend")
+        if using := handler.get("using"):
+            path = _get_mailers().get(using, {}).get("BACKEND")
+        backend = _try(lambda path=path or default: import_string(path))
+        if backend is not None and _queues(backend):
+            return [
+                Warning(
+                    f"The log handler {name!r} queues its mail in the database: when that or a "
+                    "transaction fails, nobody is told.",
+                    hint=f'Give it "email_backend": {SES_BACKEND!r} in LOGGING (Django >= 6.1 '
+                    'with MAILERS: "using", the alias of a mailer with that backend).',
+                    id="connect_mailer.W005",
+                )
+            ]
+    return []
+
+
+def _get_handlers() -> dict[str, dict[str, Any]]:
+    # Django's own LOGGING is in force beneath the site's, unless the site says otherwise.
+    handlers = {"mail_admins": {"class": _ADMIN_EMAIL_HANDLER}}
+    if settings.LOGGING_CONFIG:
+        handlers.update(settings.LOGGING.get("handlers", {}))
+    return handlers
+
+
+def _get_mailers() -> dict[str, dict[str, Any]]:
+    return getattr(settings, "MAILERS", {})
+
+
+def _queues(backend: Any) -> bool:
+    from connect_mailer.backend import ConnectMailerBackend
+
+    return isinstance(backend, type) and issubclass(backend, ConnectMailerBackend)
+
+
+def _try(read: Callable[[], Any]) -> Any:
+    """A setting, or ``None`` where another check has told what is wrong with it."""
+    try:
+        return read()
+    except (ConfigurationError, ImportError):
+        return None
