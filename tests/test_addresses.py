@@ -1,0 +1,100 @@
+"""Addresses: what is one, and which two are the same person's."""
+
+from __future__ import annotations
+
+import pytest
+from django.utils.functional import lazystr
+
+from connect_mailer import addresses
+from connect_mailer.exceptions import InvalidAddress
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "display_name"),
+    [
+        ("jo@example.com", "jo@example.com", ""),
+        ("Jo.Doe+x@EXAMPLE.com", "Jo.Doe+x@example.com", ""),
+        ("Jo <jo@example.com>", "jo@example.com", "Jo"),
+        ('"Doe, Jo" <jo@example.com>', "jo@example.com", "Doe, Jo"),
+        ('"eve@evil.example" <jo@example.com>', "jo@example.com", "eve@evil.example"),
+        ("=?utf-8?q?J=C3=B6?= <jo@example.com>", "jo@example.com", "Jö"),
+        ("  <jo@example.com> ", "jo@example.com", ""),
+        ('"jo doe"@example.com', '"jo doe"@example.com', ""),
+        ("jo@bücher.example", "jo@xn--bcher-kva.example", ""),
+        ("jo@BÜCHER.example", "jo@xn--bcher-kva.example", ""),
+        ("jo@straße.example", "jo@xn--strae-oqa.example", ""),
+        ("jö@example.com", "jö@example.com", ""),
+        ("jo@localhost", "jo@localhost", ""),
+        ("a" * 64 + "@example.com", "a" * 64 + "@example.com", ""),
+        (lazystr("jo@example.com"), "jo@example.com", ""),
+    ],
+)
+def test_parses_one_mailbox(text: object, spec: str, display_name: str) -> None:
+    address = addresses.parse(text)
+
+    assert address.spec == spec
+    assert address.display_name == display_name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "jo",
+        "@example.com",
+        "jo@",
+        "jo@example.com, eve@example.com",
+        "jo@example.com eve@example.com",
+        "undisclosed-recipients:;",
+        "a b@example.com",
+        ".jo@example.com",
+        "j..o@example.com",
+        "jo@example..com",
+        "jo@-example.com",
+        "jo@example.com.",
+        "jo@[192.0.2.1]",
+        "jo@exa mple.com",
+        "jo@example.com\nBcc: eve@example.com",
+        "jo\x00@example.com",
+        "a" * 65 + "@example.com",
+        "jo@" + "a." * 130 + "com",
+        "jo@\u212aing.example",  # the Kelvin sign
+        "jo@fran\u0131k.example\u2044x",
+        None,
+    ],
+)
+def test_refuses_what_is_not_one_mailbox(text: object) -> None:
+    with pytest.raises(InvalidAddress) as caught:
+        addresses.parse(text)
+
+    assert isinstance(caught.value, ValueError)
+    assert repr(str(text).strip()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("JO@example.com", "jo@EXAMPLE.COM"),
+        ("Jo <jo@example.com>", "jo@example.com"),
+        ("jo@bücher.example", "jo@xn--bcher-kva.example"),
+    ],
+)
+def test_two_spellings_of_one_address(one: str, other: str) -> None:
+    assert addresses.normalise(one) == addresses.normalise(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("jo+x@example.com", "jo@example.com"),
+        ("j.o@example.com", "jo@example.com"),
+        ("jo@straße.example", "jo@strasse.example"),
+        ("stra\u00dfe@example.com", "strasse@example.com"),
+        ("\u212aing@example.com", "king@example.com"),
+        ("\ufb01@example.com", "fi@example.com"),
+        ("J\u00d6@example.com", "j\u00f6@example.com"),
+        ("\u0130@example.com", "i@example.com"),
+    ],
+)
+def test_two_addresses_that_only_look_alike(one: str, other: str) -> None:
+    assert addresses.normalise(one) != addresses.normalise(other)
