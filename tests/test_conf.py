@@ -122,7 +122,7 @@ def test_tls_that_verifies_nothing(settings: Any, spelling: str) -> None:
 
 def test_tls_options_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(current_app.conf, "broker_url", "rediss://h:1/0")
-    monkeypatch.setattr(current_app.conf, "broker_use_ssl", {"ssl_cert_reqs": ssl.CERT_NONE})
+    monkeypatch.setitem(current_app.conf, "broker_use_ssl", {"ssl_cert_reqs": ssl.CERT_NONE})
 
     assert conf.redis is not None
     assert conf.redis.options["ssl_cert_reqs"] == ssl.CERT_NONE
