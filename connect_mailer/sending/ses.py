@@ -1,0 +1,326 @@
+"""Amazon SES, API v2, through boto3: one envelope a call, and what each answer means.
+
+Nothing of Django's settings or database: values are passed in. boto3 is imported by whoever
+sends first, so that a web process that only queues never loads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from connect_mailer.exceptions import (
+    AccountProblem,
+    ConfigurationError,
+    DeliveryError,
+    InDoubt,
+    InvalidMessage,
+    Rejected,
+    SenderDenied,
+    Throttled,
+    Unavailable,
+)
+
+# Source: SES developer guide, "Service quotas", message quotas: 40 MB after the attachments'
+# base64 encoding. SES itself says "more than 41943040 bytes long".
+MAX_MESSAGE_BYTES: Final = 40 * 1024 * 1024
+
+# Source: SES API reference v2, MessageTag.
+_TAG: Final = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
+
+# What each error of SES means, by its code. The rest goes by the HTTP status.
+# Source: SES API reference v2, SendEmail and "Common Errors"; developer guide, "Errors
+# related to the sending quotas", which come under several codes and are told by their words.
+_MEANINGS: Final[dict[str, type[DeliveryError]]] = {
+    # Too fast, for all.
+    "TooManyRequestsException": Throttled,
+    "Throttling": Throttled,
+    "ThrottlingException": Throttled,
+    "LimitExceededException": Throttled,
+    "RequestLimitExceeded": Throttled,
+    # The account, for all and for a while.
+    "SendingPausedException": AccountProblem,
+    "AccountSuspendedException": AccountProblem,
+    "ConfigurationSetSendingPausedException": AccountProblem,
+    "ExpiredToken": AccountProblem,
+    "ExpiredTokenException": AccountProblem,
+    "IncompleteSignature": AccountProblem,
+    "InvalidAccessKeyId": AccountProblem,
+    "InvalidClientTokenId": AccountProblem,
+    "InvalidSignatureException": AccountProblem,
+    "MissingAuthenticationToken": AccountProblem,
+    "MissingAuthenticationTokenException": AccountProblem,
+    "NotFoundException": AccountProblem,  # the configuration set or the tenant
+    "OptInRequired": AccountProblem,
+    "RequestExpired": AccountProblem,  # this machine's clock is wrong
+    "SignatureDoesNotMatch": AccountProblem,
+    "UnrecognizedClientException": AccountProblem,
+    # This sender, perhaps not the others.
+    "AccessDenied": SenderDenied,
+    "AccessDeniedException": SenderDenied,
+    "MailFromDomainNotVerifiedException": SenderDenied,
+    "NotAuthorized": SenderDenied,
+    # This message, for good.
+    "BadRequestException": Rejected,
+    "InvalidParameterValue": Rejected,
+    "MessageRejected": Rejected,
+    "ValidationException": Rejected,
+}
+
+# Words that say more than the code.
+_WORDS: Final[tuple[tuple[str, type[DeliveryError]], ...]] = (
+    ("daily message quota exceeded", AccountProblem),
+    ("daily sending quota exceeded", AccountProblem),
+    ("maximum sending rate exceeded", Throttled),
+    ("sending paused", AccountProblem),
+    ("email address is not verified", SenderDenied),
+)
+
+_MAX_WORDS: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """One call: ASCII addr-specs, at most 50 recipients, and the message's final bytes."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    mime: bytes = field(repr=False)
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What SES says of the account in this region; 24-hour numbers are recipients."""
+
+    max_send_rate: float  # recipients a second
+    max_24_hour_send: float  # -1: unlimited
+    sent_last_24_hours: float
+    sending_enabled: bool
+    production_access: bool
+    enforcement_status: str
+
+
+def size_as_ses_counts(mime: bytes) -> int:
+    """The size, in bytes, that SES compares with ``MAX_MESSAGE_BYTES``."""
+    return len(mime)
+
+
+def check_tag(name: str, value: str) -> None:
+    """Refuse a message tag that SES would refuse.
+
+    Raises:
+        InvalidMessage: name or value; the text says which.
+    """
+    for what, text in (("name", name), ("value", value)):
+        if not _TAG.fullmatch(text):
+            raise InvalidMessage(
+                f"The {what} {text!r} of the message tag {name!r} must be 1 to 256 ASCII "
+                "letters, digits, underscores or dashes: SES takes no others."
+            )
+
+
+class SESClient:
+    """SES for one region and account: one client of boto3 a process, for many threads.
+
+    Args: ``None`` leaves a value to boto3's own ways of finding it; ``concurrency`` is the
+    number of connections that are kept; timeouts are seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        region: str | None,
+        endpoint_url: str | None,
+        access_key_id: str | None,
+        secret_access_key: str | None,
+        configuration_set: str | None,
+        tenant: str | None,
+        concurrency: int,
+        connect_timeout: float,
+        read_timeout: float,
+    ) -> None:
+        self._make = lambda: _make_client(
+            region=region,
+            endpoint_url=endpoint_url,
+            access_key_id=access_key_id,
+            secret_access_key=secret_access_key,
+            concurrency=concurrency,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+        )
+        self._extra = {
+            name: value
+            for name, value in (
+                ("ConfigurationSetName", configuration_set),
+                ("TenantName", tenant),
+            )
+            if value
+        }
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._pid = 0
+
+    def send(self, envelope: Envelope) -> str:
+        """Send; return SES's message id.
+
+        Raises:
+            DeliveryError: the child says what is to be done.
+        """
+        answer = self._call(
+            lambda client: client.send_email(
+                FromEmailAddress=envelope.sender,
+                # All of them, whatever their kind: who sees whom is in the headers.
+                Destination={"ToAddresses": list(envelope.recipients)},
+                Content={"Raw": {"Data": envelope.mime}},
+                EmailTags=[
+                    {"Name": name, "Value": value} for name, value in envelope.tags.items()
+                ],
+                **self._extra,
+            )
+        )
+        try:
+            return str(answer["MessageId"])
+        except KeyError as error:
+            raise InDoubt("SES answered 200 without a message id.") from error
+
+    def get_account(self) -> Account:
+        """Ask for the account's limits.
+
+        Raises:
+            SenderDenied: these credentials may not ask (``ses:GetAccount``).
+            DeliveryError: as ``send``.
+        """
+        answer = self._call(lambda client: client.get_account())
+        quota = answer.get("SendQuota", {})
+        return Account(
+            max_send_rate=float(quota.get("MaxSendRate", 1.0)),
+            max_24_hour_send=float(quota.get("Max24HourSend", -1.0)),
+            sent_last_24_hours=float(quota.get("SentLast24Hours", 0.0)),
+            sending_enabled=bool(answer.get("SendingEnabled", True)),
+            production_access=bool(answer.get("ProductionAccessEnabled", False)),
+            enforcement_status=str(answer.get("EnforcementStatus", "")),
+        )
+
+    def close(self) -> None:
+        """Close the kept connections. The client can be used again."""
+        with self._lock:
+            client, self._client = self._client, None
+            if client is not None and self._pid == os.getpid():
+                client.close()
+
+    def _call(self, call: Callable[[Any], Any]) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return call(self._get_client())
+        except ClientError as error:
+            raise _translate_answer(error.response) from error
+        except BotoCoreError as error:
+            raise _translate_failure(error) from error
+
+    def _get_client(self) -> Any:
+        if self._client is None or self._pid != os.getpid():
+            with self._lock:
+                if self._client is None or self._pid != os.getpid():
+                    self._client, self._pid = self._make(), os.getpid()
+        return self._client
+
+
+def _make_client(
+    *,
+    region: str | None,
+    endpoint_url: str | None,
+    access_key_id: str | None,
+    secret_access_key: str | None,
+    concurrency: int,
+    connect_timeout: float,
+    read_timeout: float,
+) -> Any:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import NoRegionError
+
+    # A session of its own: boto3's default session is not safe for threads.
+    session = boto3.session.Session(
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        region_name=region,
+    )
+    try:
+        return session.client(
+            "sesv2",
+            endpoint_url=endpoint_url,
+            config=Config(
+                # Each attempt has to pay for its tokens, so none is boto3's own.
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                max_pool_connections=concurrency,
+                connect_timeout=connect_timeout,
+                read_timeout=read_timeout,
+                tcp_keepalive=True,
+            ),
+        )
+    except NoRegionError as error:
+        raise ConfigurationError(
+            'No AWS region is known: set CONNECT_MAILER["SES_REGION"], or AWS_DEFAULT_REGION '
+            "in the environment."
+        ) from error
+
+
+def _translate_answer(response: Mapping[str, Any]) -> DeliveryError:
+    """What an error that SES answered means."""
+    code = str(response.get("Error", {}).get("Code", ""))
+    words = str(response.get("Error", {}).get("Message", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    text = _clean(f"{code}: {words}")
+    for phrase, meaning in _WORDS:
+        if phrase in words.lower():
+            return meaning(text)
+    if code in _MEANINGS:
+        return _MEANINGS[code](text)
+    if status == 429:
+        return Throttled(text)
+    if status >= 500:
+        return Unavailable(text)
+    if status == 403:
+        return AccountProblem(text)
+    if 200 <= status < 300:
+        return InDoubt(text)
+    return Rejected(text) if 400 <= status < 500 else Unavailable(text)
+
+
+def _translate_failure(error: Exception) -> DeliveryError:
+    """What it means that there was no answer, or none that could be read."""
+    from botocore import exceptions
+
+    text = _clean(f"{type(error).__name__}: {error}")
+    if isinstance(
+        error,
+        exceptions.NoCredentialsError
+        | exceptions.PartialCredentialsError
+        | exceptions.CredentialRetrievalError
+        | exceptions.TokenRetrievalError,
+    ):
+        return AccountProblem(text)
+    if isinstance(error, exceptions.ParamValidationError):
+        return Rejected(text)
+    if isinstance(
+        error,
+        exceptions.EndpointConnectionError
+        | exceptions.ConnectTimeoutError
+        | exceptions.ProxyConnectionError
+        | exceptions.SSLError,
+    ):
+        return Unavailable(text)
+    # A read timeout, a closed connection, half an answer: the request had been written.
+    return InDoubt(text)
+
+
+def _clean(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)[
+        :_MAX_WORDS
+    ]
