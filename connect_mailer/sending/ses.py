@@ -173,8 +173,9 @@ class SESClient:
         """
         answer = self._call(
             lambda client: client.send_email(
-                FromEmailAddress=envelope.sender,
-                # All of them, whatever their kind: who sees whom is in the headers.
+                # No FromEmailAddress: with raw content SES writes it over the message's own
+                # From, display name and all. The envelope's sender is SES's own anyway.
+                # All recipients, whatever their kind: who sees whom is in the headers.
                 Destination={"ToAddresses": list(envelope.recipients)},
                 Content={"Raw": {"Data": envelope.mime}},
                 EmailTags=[
