@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+import django
+
 from tests.servers import databases
 
 SECRET_KEY = "a key for tests only"
@@ -39,5 +43,10 @@ TEMPLATES = [
 ]
 DATABASES = databases()
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+# Django 6.1 has MAILERS in the place of EMAIL_BACKEND, and warns about the old name.
+if django.VERSION < (6, 1) or os.environ.get("TEST_EMAIL_SETTING") == "EMAIL_BACKEND":
+    EMAIL_BACKEND = "connect_mailer.backend.ConnectMailerBackend"
+else:
+    MAILERS = {"default": {"BACKEND": "connect_mailer.backend.ConnectMailerBackend"}}
 DEFAULT_FROM_EMAIL = "site@example.com"
 CONNECT_MAILER = {"UNSUBSCRIBE_BASE_URL": "https://www.example.com"}
