@@ -8,6 +8,7 @@ start-up; nothing is guessed.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -269,6 +270,16 @@ class Conf:
         """``BOUNCY_KEY_CACHE``: alias of the Django cache that keeps signing certificates."""
         return str(self.legacy("BOUNCY_KEY_CACHE") or "default")
 
+    @property
+    def cert_domain_regex(self) -> re.Pattern[str] | None:
+        """``BOUNCY_CERT_DOMAIN_REGEX``: narrows the hosts that certificates come from."""
+        return self._pattern("BOUNCY_CERT_DOMAIN_REGEX")
+
+    @property
+    def subscribe_domain_regex(self) -> re.Pattern[str] | None:
+        """``BOUNCY_SUBSCRIBE_DOMAIN_REGEX``: narrows the hosts that are asked to subscribe."""
+        return self._pattern("BOUNCY_SUBSCRIBE_DOMAIN_REGEX")
+
     # Logs
 
     def hash_address(self, address: str) -> str:
@@ -300,6 +311,15 @@ class Conf:
         if value is not None and not isinstance(value, str):
             raise _wrong(key, value, "a string")
         return value or None
+
+    def _pattern(self, name: str) -> re.Pattern[str] | None:
+        value = self.legacy(name)
+        if not value:
+            return None
+        try:
+            return re.compile(value)
+        except (re.error, TypeError) as error:
+            raise _wrong(name, value, "a regular expression") from error
 
     def _number(self, key: str, default: int, *, legacy: str = "", at_least: int) -> int:
         value, name = self._get(key, None), key

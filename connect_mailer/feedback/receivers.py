@@ -1,0 +1,138 @@
+"""From feedback to suppression: who bounced for good or complained is not written to again.
+
+The receiver listens to django-bouncy's ``feedback`` signal, so it serves any sender of it;
+without django-bouncy there is nothing to listen to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.db.models.functions import Lower
+
+from connect_mailer.conf import conf
+from connect_mailer.feedback import events
+from connect_mailer.models import OutgoingRecipient, Unsubscribe
+
+logger = logging.getLogger(__name__)
+
+_pending: ContextVar[dict[tuple[str, str], None] | None] = ContextVar("pending", default=None)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Write what the signals of one notification ask for at the end, each address once."""
+    pending: dict[tuple[str, str], None] = {}
+    token = _pending.set(pending)
+    try:
+        yield
+    finally:
+        _pending.reset(token)
+    if pending:
+        _suppress_all(pending)
+
+
+def suppress(
+    sender: Any,
+    instance: Any,
+    message: Mapping[str, Any],
+    **kwargs: Any,
+) -> None:
+    """Receive ``feedback``: add an ``Unsubscribe`` where the row is a reason for one.
+
+    A permanent bounce counts as ``bounce``, or as ``user`` where SES says that the recipient
+    unsubscribed, but not while the remote server is still trying; a complaint as
+    ``complaint``, whatever its type but ``not-spam``.
+    """
+    source = _find_source(instance)
+    if source is None:
+        return
+    address = _find_address(instance, message)
+    if address is None:
+        logger.warning(
+            "%s %s is not about a recipient of the mail: nobody is unsubscribed (%s)",
+            type(instance).__name__,
+            instance.pk,
+            conf.hash_address(instance.address),
+        )
+        return
+    pending = _pending.get()
+    if pending is None:
+        _suppress(address, source)
+    else:
+        pending[address, source] = None
+
+
+def _find_source(row: Any) -> str | None:
+    from django_bouncy.models import Bounce, Complaint
+
+    if isinstance(row, Complaint):
+        return None if events.is_not_spam(row.feedback_type) else Unsubscribe.Source.COMPLAINT.value
+    if not isinstance(row, Bounce) or not row.hard or events.is_delayed(row.action):
+        return None
+    if row.bounce_subtype == events.UNSUBSCRIBED:
+        return Unsubscribe.Source.USER.value
+    return Unsubscribe.Source.BOUNCE.value
+
+
+def _find_address(row: Any, message: Mapping[str, Any]) -> str | None:
+    reported = events.read_address(row.address)
+    if reported is None:
+        return None
+    destination = events.read_destination(message)
+    if not destination:
+        destination = tuple(
+            OutgoingRecipient.objects.filter(message__ses_message_id=row.mail_id)
+            .exclude(message__ses_message_id="")
+            .exclude(status=OutgoingRecipient.Status.SUPPRESSED)
+            .values_list("address", flat=True)
+        )
+    address = events.find_addressee(reported, destination)
+    return None if address is None else events.read_address(address)
+
+
+def _suppress(address: str, source: str) -> None:
+    _row, is_new = Unsubscribe.objects.suppress(address, source)
+    if is_new:
+        logger.info("Not written to any more: %s (%s)", conf.hash_address(address), source)
+
+
+def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
+    keys = {address for address, _source in wanted}
+    have = Unsubscribe.objects.filter(address__in=keys, mailing_list="")
+    known = set(have.values_list("address", "source"))
+    # In one order for all, or two notifications about the same two could block each other.
+    missing = sorted(set(wanted) - known)
+    if not missing:
+        return
+    users = _find_users(keys)
+    Unsubscribe.objects.bulk_create(
+        [
+            Unsubscribe(address=address, source=source, user_id=users.get(address))
+            for address, source in missing
+        ],
+        ignore_conflicts=True,
+    )
+    for address, source in missing:
+        logger.info("Not written to any more: %s (%s)", conf.hash_address(address), source)
+
+
+def _find_users(keys: Collection[str]) -> dict[str, Any]:
+    user_model = get_user_model()
+    field = user_model.get_email_field_name()
+    users = user_model._default_manager.annotate(lower_email=Lower(field))  # noqa: SLF001 (documented)
+    found = users.filter(lower_email__in=keys).order_by("-pk").values_list("pk", field)
+    # The database folds more than ASCII letters: compare as addresses are compared.
+    return {events.read_address(email) or "": pk for pk, email in found}
+
+
+if "django_bouncy" in apps.app_configs:
+    from django_bouncy import signals as bouncy_signals
+
+    bouncy_signals.feedback.connect(suppress, dispatch_uid="connect_mailer.feedback.suppress")

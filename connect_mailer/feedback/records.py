@@ -1,0 +1,277 @@
+"""What a notification leaves in the database: a receipt, django-bouncy's rows, the outbox.
+
+All of it is one transaction of the caller's, or none of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from django.conf import settings
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from connect_mailer import signals
+from connect_mailer.conf import conf
+from connect_mailer.feedback import events
+from connect_mailer.feedback.events import Event
+from connect_mailer.feedback.sns import Notification
+from connect_mailer.models import (
+    NotificationReceipt,
+    OutgoingContent,
+    OutgoingMessage,
+    OutgoingRecipient,
+)
+
+logger = logging.getLogger(__name__)
+
+_MAX_REASON: Final = 2000
+
+Status = OutgoingRecipient.Status
+# An event moves a recipient to the right only, whatever the order in which events come.
+# Who was suppressed was not written to, so no event is about them.
+_RANKS: Final = {
+    status: rank
+    for rank, status in enumerate(
+        (Status.QUEUED, Status.SENT, Status.DELIVERED, Status.BOUNCED, Status.COMPLAINED)
+    )
+}
+
+
+class AlreadyTakenError(Exception):
+    """This notification was taken before: nothing is to be done."""
+
+
+def make_receipt(notification: Notification, *, using: str) -> None:
+    """Note that a notification is taken, first of all in its transaction.
+
+    A second delivery at the same moment waits here for the first. It is an INSERT and no
+    look-up first: SQLite would refuse to turn a read into a write where another one writes.
+
+    Raises:
+        AlreadyTakenError: it was. The transaction has to be rolled back.
+    """
+    key = notification.message_id
+    if len(key) > 100:
+        key = hashlib.sha256(key.encode()).hexdigest()
+    try:
+        NotificationReceipt(message_id=key).save(using=using, force_insert=True)
+    except IntegrityError as error:
+        raise AlreadyTakenError from error
+
+
+def make_rows(event: Event, notification: Notification) -> list[models.Model]:
+    """Write django-bouncy's rows, one a recipient, in one statement; return them."""
+    from django_bouncy.models import Bounce, Complaint, Delivery
+
+    model = {events.BOUNCE: Bounce, events.COMPLAINT: Complaint, events.DELIVERY: Delivery}.get(
+        event.kind
+    )
+    if model is None or not event.recipients:
+        return []
+    shared = {
+        "sns_topic": notification.topic_arn,
+        "sns_messageid": notification.message_id,
+        "mail_timestamp": _make_time(event.sent_at)
+        or _make_time(events.read_time(notification.data["Timestamp"]))
+        or timezone.now(),
+        "mail_id": event.ses_message_id,
+        "mail_from": event.sender,
+        **_describe(event),
+    }
+    rows = [
+        model(**_cut(model, {**shared, **_describe_recipient(event, recipient)}))
+        for recipient in event.recipients
+    ]
+    manager = model._default_manager  # noqa: SLF001 (documented)
+    manager.bulk_create(rows)
+    if rows[0].pk is None:
+        # Databases that don't return the ids of a bulk insert give them in its order.
+        rows = list(manager.filter(sns_messageid=rows[0].sns_messageid).order_by("pk")[: len(rows)])
+    return list(rows)
+
+
+def settle(event: Event, *, using: str) -> None:
+    """Record in the outbox what an event tells about one of its rows, if it is about one.
+
+    Any event means that SES took the mail, so a row that is still being sent becomes sent
+    even where the drain never learnt it; nothing that is known already is taken back.
+    """
+    if event.kind not in events.WRITTEN:
+        return
+    message = _find(event, using)
+    if message is None:
+        return
+    recipients = list(
+        OutgoingRecipient.objects.using(using)
+        .filter(message=message, status__in=_RANKS)
+        .order_by("pk")
+    )
+    if event.kind == events.REJECT:
+        if all(_RANKS[Status(r.status)] <= _RANKS[Status.SENT] for r in recipients):
+            _settle_rejected(message, event, using)
+        return
+    _settle_sent(message, event, using)
+    known = {recipient.address for recipient in recipients}
+    changes: dict[tuple[Status, str], set[str]] = {}
+    for reported in event.recipients:
+        status, reason = _describe_outcome(event, reported)
+        address = events.find_addressee(reported.address, known)
+        if address is not None:
+            changes.setdefault((status, reason), set()).add(address)
+    changed: dict[int, OutgoingRecipient] = {}
+    for (status, reason), about in [((Status.SENT, ""), known), *changes.items()]:
+        for recipient in recipients:
+            rank = _RANKS[Status(recipient.status)]
+            if recipient.address in about and rank < _RANKS[status]:
+                recipient.status, recipient.reason = status, reason
+                changed[recipient.pk] = recipient
+    if changed:
+        OutgoingRecipient.objects.using(using).bulk_update(
+            list(changed.values()), ["status", "reason"]
+        )
+
+
+def _find(event: Event, using: str) -> OutgoingMessage | None:
+    query = Q()
+    if event.tag is not None:
+        query |= Q(uuid=event.tag)
+    if event.ses_message_id:
+        query |= Q(ses_message_id=event.ses_message_id)
+    if not query:
+        return None
+    return (
+        OutgoingMessage.objects.using(using)
+        .select_for_update()
+        .filter(query)
+        .order_by("pk")
+        .first()
+    )
+
+
+def _settle_sent(message: OutgoingMessage, event: Event, using: str) -> None:
+    if message.status == OutgoingMessage.Status.SENT:
+        return
+    if message.status == OutgoingMessage.Status.FAILED and message.ses_message_id:
+        return  # SES took it and rejected it afterwards
+    now = timezone.now()
+    message.status = OutgoingMessage.Status.SENT
+    message.ses_message_id = message.ses_message_id or _cut_id(event)
+    message.sent_at = message.sent_at or _make_time(event.sent_at) or now
+    message.last_error = ""
+    _finish(message, now, using)
+    if conf.keep_bodies_days == 0:
+        OutgoingContent.objects.release(OutgoingMessage.objects.using(using).filter(pk=message.pk))
+    _announce(signals.message_sent, message, using)
+    logger.info("Message %s was sent, as an event of SES says: %s", message.pk, event.kind)
+
+
+def _settle_rejected(message: OutgoingMessage, event: Event, using: str) -> None:
+    if message.status == OutgoingMessage.Status.FAILED:
+        return
+    reason = events.read_text(event.details.get("reason"), _MAX_REASON) or "no reason given"
+    message.status = OutgoingMessage.Status.FAILED
+    message.ses_message_id = message.ses_message_id or _cut_id(event)
+    message.last_error = f"SES took it and then rejected it: {reason}"
+    _finish(message, timezone.now(), using)
+    _announce(signals.message_failed, message, using)
+    logger.warning("Message %s was rejected by SES", message.pk)
+
+
+def _finish(message: OutgoingMessage, now: datetime, using: str) -> None:
+    message.in_doubt = False
+    message.claim = None
+    message.finished_at = message.finished_at or now
+    message.save(
+        using=using,
+        update_fields=[
+            "status",
+            "ses_message_id",
+            "sent_at",
+            "last_error",
+            "in_doubt",
+            "claim",
+            "finished_at",
+        ],
+    )
+
+
+def _announce(signal: Any, message: OutgoingMessage, using: str) -> None:
+    def send() -> None:
+        signal.send_robust(sender=OutgoingMessage, message=message)
+
+    transaction.on_commit(send, using=using, robust=True)
+
+
+def _describe_outcome(event: Event, recipient: events.Recipient) -> tuple[Status, str]:
+    if event.kind == events.DELIVERY:
+        return Status.DELIVERED, ""
+    if event.kind == events.COMPLAINT:
+        kind = events.read_text(event.details.get("complaintFeedbackType")) or "complaint"
+        if events.is_not_spam(kind):
+            return Status.DELIVERED, ""
+        return Status.COMPLAINED, kind[:_MAX_REASON]
+    if events.is_delayed(recipient.action):
+        return Status.SENT, ""
+    code = recipient.diagnostic_code or recipient.status or ""
+    reason = f"{event.type}/{event.subtype}: {code}".rstrip(": ")
+    return Status.BOUNCED, reason[:_MAX_REASON]
+
+
+def _describe(event: Event) -> dict[str, Any]:
+    details = event.details
+    if event.kind == events.DELIVERY:
+        return {
+            "delivered_time": _make_time(event.happened_at),
+            "processing_time": events.read_integer(details.get("processingTimeMillis")),
+            "smtp_response": events.read_text(details.get("smtpResponse")),
+        }
+    feedback = {
+        "feedback_id": events.read_text(details.get("feedbackId")),
+        "feedback_timestamp": _make_time(event.happened_at),
+    }
+    if event.kind == events.BOUNCE:
+        return feedback | {
+            "hard": event.type == events.PERMANENT,
+            "bounce_type": event.type,
+            "bounce_subtype": event.subtype,
+            "reporting_mta": events.read_text(details.get("reportingMTA")),
+        }
+    return feedback | {
+        "useragent": events.read_text(details.get("userAgent")),
+        "feedback_type": events.read_text(details.get("complaintFeedbackType")),
+        "arrival_date": _make_time(events.read_time(details.get("arrivalDate"))),
+    }
+
+
+def _describe_recipient(event: Event, recipient: events.Recipient) -> dict[str, Any]:
+    if event.kind != events.BOUNCE:
+        return {"address": recipient.address}
+    return {
+        "address": recipient.address,
+        "action": recipient.action,
+        "status": recipient.status,
+        "diagnostic_code": recipient.diagnostic_code,
+    }
+
+
+def _cut(model: type[models.Model], values: Mapping[str, Any]) -> dict[str, Any]:
+    meta, cut = model._meta, {}  # noqa: SLF001 (documented)
+    for name, value in values.items():
+        max_length = getattr(meta.get_field(name), "max_length", None)
+        cut[name] = value[:max_length] if max_length and isinstance(value, str) else value
+    return cut
+
+
+def _cut_id(event: Event) -> str:
+    return event.ses_message_id[:100]
+
+
+def _make_time(time: datetime | None) -> datetime | None:
+    # As django-bouncy wrote it: UTC, with its zone or without.
+    return time if time is None or settings.USE_TZ else time.replace(tzinfo=None)

@@ -1,0 +1,244 @@
+"""``/mail/bouncy/``: the one door that strangers reach. HTTP only; see ``sns`` and ``records``.
+
+Status codes tell SNS what to do: it never repeats what was answered with 4xx, and repeats
+what was answered with 5xx, by its delivery policy.
+
+Source: Amazon SNS Developer Guide, "Amazon SNS message delivery retries".
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from typing import Final
+
+from django.apps import apps
+from django.contrib.auth.decorators import login_not_required
+from django.core.cache import caches
+from django.db import connections, router, transaction
+from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.views.decorators.csrf import csrf_exempt
+
+from connect_mailer.conf import conf
+from connect_mailer.exceptions import (
+    ConfigurationError,
+    NotificationRefused,
+    NotificationUndecided,
+)
+from connect_mailer.feedback import events, receivers, records, sns
+from connect_mailer.models import NotificationReceipt
+
+logger = logging.getLogger(__name__)
+
+# SNS waits 15 s for an answer. Where another transaction holds what this one needs, it is
+# better to be asked again than to be late. Source: "HTTP/HTTPS ... 15 seconds", as above.
+LOCK_SECONDS: Final = 2
+
+certificates: Final = sns.Certificates()
+_TOPIC_LOG_SECONDS: Final = 3600.0
+_topic_logged_at: float | None = None
+
+
+@csrf_exempt
+@login_not_required
+@transaction.non_atomic_requests
+def endpoint(request: HttpRequest) -> HttpResponse:
+    """Take what SNS posts.
+
+    200: taken, or taken before. 400: forged, foreign or malformed, and nothing was written.
+    404: any method but POST, and subscriptions unless ``BOUNCY_AUTO_SUBSCRIBE``. 413: too
+    large. 503: not decided or not written, so SNS shall try again. No answer repeats a part
+    of its request.
+    """
+    if request.method != "POST":
+        raise Http404
+    try:
+        body = _read_body(request)
+        if len(body) > sns.MAX_BODY_BYTES:
+            return _answer(413, "Too large")
+        notification = _authenticate(body)
+        _HANDLERS[notification.type](notification, request)
+    except NotificationRefused as error:
+        logger.info("Notification refused: %s", error)
+        return _answer(400, "Refused")
+    except NotificationUndecided as error:
+        logger.warning("Notification not decided, SNS shall try again: %s", error)
+        return _answer(503, "Try again")
+    except UnreadablePostError:
+        return _answer(503, "Try again")
+    except Http404:
+        raise
+    except Exception:
+        logger.exception("Notification not taken, SNS shall try again")
+        return _answer(503, "Try again")
+    return _answer(200, "OK")
+
+
+def _read_body(request: HttpRequest) -> bytes:
+    # Not `request.body`: it has the site's own limit for uploads, which may be lower than
+    # what SNS sends, and none at all where the client gives no length.
+    body: bytes = request.read(sns.MAX_BODY_BYTES + 1)
+    # Receivers of the `notification` signal find the request as they always did.
+    request._body = body  # noqa: SLF001 (Django has no public way)
+    return body
+
+
+def _authenticate(body: bytes) -> sns.Notification:
+    notification = sns.parse(body)
+    topic_arns = conf.topic_arns
+    try:
+        sns.check_topic(notification, topic_arns)
+    except NotificationRefused:
+        _log_topic(notification.topic_arn, is_any_set=bool(topic_arns))
+        raise
+    sns.check_certificate_url(notification, conf.cert_domain_regex)
+    key = certificates.get_key(
+        notification.signing_cert_url,
+        host=sns.get_host(notification.topic_arn),
+        cache=caches[conf.key_cache],
+    )
+    sns.verify(notification, key)
+    return notification
+
+
+def _take(notification: sns.Notification, request: HttpRequest) -> None:
+    if "django_bouncy" not in apps.app_configs:
+        raise ConfigurationError(
+            "INSTALLED_APPS lacks 'connect_mailer.bouncy', which keeps bounces and complaints."
+        )
+    from django_bouncy import signals
+
+    try:
+        message = sns.load_json(notification.message)
+    except ValueError:
+        message = None
+    event = events.read(message)
+    using = router.db_for_write(NotificationReceipt)
+    try:
+        with transaction.atomic(using=using):
+            _hurry(using)
+            records.make_receipt(notification, using=using)
+            signals.notification.send(
+                sender="bouncy_endpoint", notification=notification.data, request=request
+            )
+            if event is None:
+                logger.info("Notification %s is not about mail", _quote(notification.message_id))
+                return
+            rows = records.make_rows(event, notification)
+            with receivers.together():
+                for row in rows:
+                    signals.feedback.send(
+                        sender=type(row),
+                        instance=row,
+                        message=message,
+                        notification=notification.data,
+                    )
+            records.settle(event, using=using)
+    except records.AlreadyTakenError:
+        logger.info("Notification %s was taken before", _quote(notification.message_id))
+        return
+    if event.kind in events.WRITTEN or event.kind in events.SILENT:
+        logger.info(
+            "Notification %s taken: %s, %d rows",
+            _quote(notification.message_id),
+            event.kind,
+            len(rows),
+        )
+    else:
+        logger.warning(
+            "Notification %s has an unknown type of event: %s",
+            _quote(notification.message_id),
+            _quote(event.kind),
+        )
+
+
+def _subscribe(notification: sns.Notification, request: HttpRequest) -> None:
+    _signal_notification(notification, request)
+    if not conf.auto_subscribe:
+        logger.warning(
+            "A subscription of %s waits to be confirmed; set BOUNCY_AUTO_SUBSCRIBE for that",
+            notification.topic_arn,
+        )
+        raise Http404
+    host = sns.get_host(notification.topic_arn)
+    pattern = conf.subscribe_domain_regex
+    if pattern is not None and not pattern.search(host):
+        raise NotificationRefused("the subscription's host is not accepted by the settings")
+    result = _confirm(host, sns.make_subscribe_target(notification))
+    if "django_bouncy" in apps.app_configs:
+        from django_bouncy import signals
+
+        signals.subscription.send(
+            sender="bouncy_approve_subscription", result=result, notification=notification.data
+        )
+    logger.info("The subscription of %s is confirmed", notification.topic_arn)
+
+
+def _confirm(host: str, target: str) -> bytes:
+    # In a thread, because the look-up of a name has no time-out.
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sns-subscribe")
+    try:
+        return executor.submit(sns.fetch, host, target).result(timeout=sns.DOWNLOAD_SECONDS)
+    except NotInTime as error:
+        raise NotificationUndecided(f"{host} did not answer in time") from error
+    finally:
+        executor.shutdown(wait=False)
+
+
+def _unsubscribe(notification: sns.Notification, request: HttpRequest) -> None:
+    _signal_notification(notification, request)
+    logger.error(
+        "The subscription of %s was ended: no bounce or complaint comes back any more until "
+        "it is subscribed again",
+        notification.topic_arn,
+    )
+
+
+def _signal_notification(notification: sns.Notification, request: HttpRequest) -> None:
+    if "django_bouncy" in apps.app_configs:
+        from django_bouncy import signals
+
+        signals.notification.send(
+            sender="bouncy_endpoint", notification=notification.data, request=request
+        )
+
+
+_HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], None]]] = {
+    sns.NOTIFICATION: _take,
+    sns.SUBSCRIPTION: _subscribe,
+    sns.UNSUBSCRIPTION: _unsubscribe,
+}
+
+
+def _hurry(using: str) -> None:
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+
+
+def _log_topic(topic_arn: str, *, is_any_set: bool) -> None:
+    global _topic_logged_at
+    now = time.monotonic()
+    if _topic_logged_at is not None and now - _topic_logged_at < _TOPIC_LOG_SECONDS:
+        return
+    _topic_logged_at = now
+    logger.warning(
+        "A notification was refused: its sender, unverified, chose the topic %s. %s",
+        _quote(topic_arn),
+        "It is not in BOUNCY_TOPIC_ARN."
+        if is_any_set
+        else "BOUNCY_TOPIC_ARN is empty, so all are refused; take the ARN from the AWS console.",
+    )
+
+
+def _quote(text: str) -> str:
+    """A text that strangers may have written, for one line of the log."""
+    return ascii(text[:100])
+
+
+def _answer(status: int, text: str) -> HttpResponse:
+    return HttpResponse(text, status=status, content_type="text/plain")

@@ -1,0 +1,738 @@
+"""The webhook as SNS and strangers see it, and what is left in the database."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+
+import pytest
+from django.core.cache import caches
+from django.db import OperationalError
+from django.http import Http404
+from django.test import Client
+from django.utils import timezone
+from django_bouncy import signals
+from django_bouncy.models import Bounce, Complaint, Delivery
+
+from connect_mailer import signals as outbox_signals
+from connect_mailer.exceptions import NotificationUndecided
+from connect_mailer.feedback import sns, webhook
+from connect_mailer.models import (
+    NotificationReceipt,
+    OutgoingContent,
+    OutgoingMessage,
+    OutgoingRecipient,
+    Unsubscribe,
+)
+from connect_mailer.testing.sns import (
+    SES_MESSAGE_ID,
+    SNSSigner,
+    make_bounce,
+    make_complaint,
+    make_delivery,
+    make_event,
+    make_headers,
+    make_mail,
+)
+
+pytestmark = pytest.mark.django_db
+
+TABLES = (NotificationReceipt, Bounce, Complaint, Delivery, Unsubscribe, OutgoingMessage)
+
+
+def count_all() -> int:
+    return sum(table.objects.count() for table in TABLES)
+
+
+def suppressed() -> set[tuple[str, str]]:
+    return set(Unsubscribe.objects.values_list("address", "source"))
+
+
+@pytest.fixture
+def connected():
+    made = []
+
+    def connect(signal, receiver):
+        signal.connect(receiver, weak=False)
+        made.append((signal, receiver))
+
+    yield connect
+    for signal, receiver in made:
+        signal.disconnect(receiver)
+
+
+def make_message(*recipients: str, **fields) -> OutgoingMessage:
+    if "content" not in fields:
+        fields["content"] = OutgoingContent.objects.create(mime=b"Subject: x\r\n\r\n")
+    message = OutgoingMessage.objects.create(
+        sender="site@example.com", due_at=timezone.now(), **fields
+    )
+    for recipient in recipients:
+        OutgoingRecipient.objects.create(message=message, address=recipient, envelope=recipient)
+    return message
+
+
+def statuses(message: OutgoingMessage) -> dict[str, str]:
+    return dict(message.recipients.values_list("address", "status"))
+
+
+# Entry
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE"])
+def test_only_post_is_there(method):
+    assert Client().generic(method, "/mail/bouncy/").status_code == 404
+
+
+def test_csrf_and_login_are_not_asked_for_and_no_cookie_is_set(signer, settings):
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    client = Client(enforce_csrf_checks=True)
+    answer = client.post(
+        "/mail/bouncy/", signer.notification("x"), content_type="application/x-www-form-urlencoded"
+    )
+    assert answer.status_code == 200
+    assert not answer.cookies
+
+
+def test_a_body_above_one_mebibyte_is_too_large(post):
+    assert post(b" " * (1024 * 1024)).status_code == 400
+    assert post(b" " * (1024 * 1024 + 1)).status_code == 413
+
+
+def test_the_sites_own_limit_for_uploads_does_not_apply(post, signer, settings):
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
+    assert post(signer.notification("x" * 1000)).status_code == 200
+
+
+def test_receivers_can_read_the_request(post, signer, connected):
+    seen = []
+    connected(signals.notification, lambda request, **kwargs: seen.append(request.body))
+    body = signer.notification("x")
+    post(body)
+    assert seen == [body.encode()]
+
+
+# Topic, certificate, signature
+
+
+@pytest.mark.parametrize("topics", [None, "", [], (), "  ", ","])
+def test_without_topics_all_is_refused(post, signer, settings, topics, downloads):
+    settings.BOUNCY_TOPIC_ARN = topics
+    assert post(signer.notification(make_bounce(["a@example.com"]))).status_code == 400
+    assert count_all() == 0
+    assert downloads == []
+
+
+def test_a_topic_as_a_string_is_one_entry(post, signer, settings):
+    settings.BOUNCY_TOPIC_ARN = signer.topic_arn
+    assert post(signer.notification("x")).status_code == 200
+    settings.BOUNCY_TOPIC_ARN = signer.topic_arn + "-more"
+    assert post(signer.notification("x")).status_code == 400
+
+
+def test_the_header_proves_nothing(post, signer):
+    body = signer.notification("x", TopicArn="arn:aws:sns:us-east-1:123456789012:other")
+    assert post(body, HTTP_X_AMZ_SNS_TOPIC_ARN=signer.topic_arn).status_code == 400
+
+
+def test_a_foreign_topic_is_logged_once_an_hour_and_as_unverified(post, signer, caplog):
+    caplog.set_level(logging.WARNING, logger="connect_mailer.feedback.webhook")
+    for _ in range(3):
+        post(signer.notification("x", TopicArn="arn:aws:sns:us-east-1:1:a\x0ab"))
+        post(signer.notification("x", TopicArn="other\u2028topic"))
+        post(signer.notification("x", TopicArn="other"))
+    (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("connect_mailer")]
+    assert "unverified" in line
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_both_versions_of_the_signature_are_verified(post, signer, version):
+    message = make_bounce(["a@example.com"])
+    body = signer.notification(message, version=version, subject="A subject")
+    assert post(body).status_code == 200
+    assert suppressed() == {("a@example.com", "bounce")}
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("name", ["Message", "MessageId", "Subject", "Timestamp", "Signature"])
+def test_a_changed_field_breaks_the_signature(post, signer, name, version):
+    data = json.loads(signer.notification("text", subject="subject", version=version))
+    data[name] = data[name][:-2] + ("A=" if data[name].endswith("B=") else "B=")
+    assert post(json.dumps(data)).status_code == 400
+    assert count_all() == 0
+
+
+def test_an_added_or_removed_subject_breaks_the_signature(post, signer):
+    data = json.loads(signer.notification("x"))
+    assert post(json.dumps({**data, "Subject": "s"})).status_code == 400
+    data = json.loads(signer.notification("x", subject="s"))
+    del data["Subject"]
+    assert post(json.dumps(data)).status_code == 400
+
+
+def test_a_message_cut_again_into_a_subject_is_refused(post, signer):
+    text = "bounce\nMessageId\nfake\nSubject\nrest"
+    data = json.loads(signer.notification(text, message_id="real"))
+    data |= {
+        "Message": "bounce",
+        "MessageId": "fake",
+        "Subject": "rest\nMessageId\nreal",
+    }
+    assert post(json.dumps(data)).status_code == 400
+    assert count_all() == 0
+
+
+def test_another_key_is_refused(post, signer):
+    stranger = SNSSigner.generate()
+    body = stranger.notification("x", SigningCertURL=signer.certificate_url)
+    assert post(body).status_code == 400
+
+
+def test_a_certificate_that_cannot_be_had_is_undecided(post, downloads):
+    stranger = SNSSigner.generate()
+    for _ in range(3):
+        assert post(stranger.notification("x")).status_code == 503
+    assert downloads == [stranger.certificate_url]
+    stranger.trust()
+    assert post(stranger.notification("x")).status_code == 200
+
+
+def test_a_cache_that_is_down_is_worked_around(post, signer, monkeypatch):
+    pem = signer.certificate_pem.encode()
+    asked = []
+
+    def download(host, target):
+        asked.append(target)
+        return pem
+
+    def fail(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setattr(webhook, "certificates", sns.Certificates(download))
+    monkeypatch.setattr(type(caches["default"]), "get", fail)
+    monkeypatch.setattr(type(caches["default"]), "set", fail)
+    assert post(signer.notification("x")).status_code == 200
+    assert post(signer.notification("x")).status_code == 200
+    assert len(asked) == 1
+
+
+def test_verification_cannot_be_switched_off(post, signer, settings):
+    settings.BOUNCY_VERIFY_CERTIFICATE = False
+    data = json.loads(signer.notification("x")) | {"Message": "y"}
+    assert post(json.dumps(data)).status_code == 400
+
+
+def test_the_old_patterns_only_narrow(post, signer, settings):
+    settings.BOUNCY_CERT_DOMAIN_REGEX = r"sns.[a-z0-9\-]+.amazonaws.com$"
+    assert post(signer.notification("x")).status_code == 200
+    settings.BOUNCY_CERT_DOMAIN_REGEX = r"eu-west-1"
+    assert post(signer.notification("x")).status_code == 400
+    settings.BOUNCY_CERT_DOMAIN_REGEX = r".*"
+    body = signer.notification("x", SigningCertURL="https://evil.example/x.pem")
+    assert post(body).status_code == 400
+    settings.BOUNCY_CERT_DOMAIN_REGEX = "("
+    assert post(signer.notification("x")).status_code == 503
+
+
+def test_no_signal_before_the_signature_is_verified(post, signer, connected):
+    seen = []
+    connected(signals.notification, lambda **kwargs: seen.append(kwargs))
+    data = json.loads(signer.notification("x")) | {"Message": "y"}
+    post(json.dumps(data))
+    assert seen == []
+
+
+# Writing
+
+
+def test_a_bounce_becomes_a_row_and_an_opt_out(post, signer, connected, django_user_model):
+    user = django_user_model.objects.create(username="a", email="A@Example.com")
+    seen = []
+    connected(signals.feedback, lambda **kwargs: seen.append(kwargs))
+    message = make_bounce(["A@Example.COM"])
+    body = signer.notification(message)
+    assert post(body).status_code == 200
+    bounce = Bounce.objects.get()
+    assert (bounce.address, bounce.hard, bounce.bounce_subtype, bounce.mail_from) == (
+        "a@example.com",
+        True,
+        "General",
+        "site@example.com",
+    )
+    assert bounce.sns_messageid == json.loads(body)["MessageId"]
+    assert Unsubscribe.objects.get().user == user
+    (call,) = seen
+    assert call["sender"] is Bounce
+    assert call["instance"] == bounce
+    assert call["message"] == message
+    assert call["notification"]["Message"] == json.dumps(message)
+
+
+def test_a_second_delivery_writes_nothing(post, signer, connected):
+    body = signer.notification(make_bounce(["a@example.com"]))
+    assert post(body).status_code == 200
+    before = count_all()
+    seen = []
+    connected(signals.notification, lambda **kwargs: seen.append(kwargs))
+    connected(signals.feedback, lambda **kwargs: seen.append(kwargs))
+    assert post(body).status_code == 200
+    assert count_all() == before
+    assert seen == []
+
+
+@pytest.mark.parametrize("signal", [signals.notification, signals.feedback])
+@pytest.mark.parametrize("error", [RuntimeError, OperationalError, NotificationUndecided])
+def test_a_receiver_that_raises_leaves_nothing(post, signer, connected, signal, error):
+    def fail(**kwargs):
+        raise error("no")
+
+    connected(signal, fail)
+    body = signer.notification(make_bounce(["a@example.com", "b@example.com"]))
+    assert post(body).status_code == 503
+    assert count_all() == 0
+    signal.disconnect(fail)
+    assert post(body).status_code == 200
+    assert Bounce.objects.count() == 2
+
+
+def test_a_database_that_fails_is_undecided(post, signer, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(NotificationReceipt, "save", fail)
+    assert post(signer.notification("x")).status_code == 503
+
+
+@pytest.mark.parametrize("kind", [make_bounce, make_complaint, make_delivery])
+def test_the_number_of_queries_does_not_depend_on_the_recipients(post, signer, kind):
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    def count(prefix: str, number: int) -> int:
+        people = [f"{prefix}{n}@example.com" for n in range(number)]
+        ses_id = f"{prefix}-id"
+        make_message(*people, ses_message_id=ses_id, status="sending", content=None)
+        mail = make_mail(people, ses_message_id=ses_id)
+        with CaptureQueriesContext(connection) as queries:
+            assert post(signer.notification(kind(people, mail=mail))).status_code == 200
+        return len(queries)
+
+    assert count("one", 1) == count("many", 50)
+
+
+def test_rows_have_ids_where_a_bulk_insert_returns_none(post, signer, monkeypatch, connected):
+    from django.db import connection
+
+    monkeypatch.setattr(connection.features, "can_return_rows_from_bulk_insert", False)
+    seen = []
+    connected(signals.feedback, lambda instance, **kwargs: seen.append(instance))
+    post(signer.notification(make_bounce(["a@example.com", "b@example.com"])))
+    assert [(row.pk, row.address) for row in seen] == list(
+        Bounce.objects.order_by("pk").values_list("pk", "address")
+    )
+
+
+# Meaning
+
+
+@pytest.mark.parametrize("event", [False, True])
+@pytest.mark.parametrize(
+    ("bounce_type", "subtype", "source"),
+    [
+        ("Permanent", "General", "bounce"),
+        ("Permanent", "NoEmail", "bounce"),
+        ("Permanent", "Suppressed", "bounce"),
+        ("Permanent", "OnAccountSuppressionList", "bounce"),
+        ("Permanent", "UnsubscribedRecipient", "user"),
+        ("Transient", "General", None),
+        ("Transient", "MailboxFull", None),
+        ("Transient", "MessageTooLarge", None),
+        ("Transient", "CustomTimeoutExceeded", None),
+        ("Transient", "ContentRejected", None),
+        ("Transient", "AttachmentRejected", None),
+        ("Undetermined", "Undetermined", None),
+        ("Unheard-of", "General", None),
+    ],
+)
+def test_bounces(post, signer, bounce_type, subtype, source, event):
+    message = make_bounce(["a@example.com"], bounce_type=bounce_type, subtype=subtype, event=event)
+    assert post(signer.notification(message)).status_code == 200
+    assert Bounce.objects.get().hard is (bounce_type == "Permanent")
+    assert suppressed() == ({("a@example.com", source)} if source else set())
+
+
+@pytest.mark.parametrize(
+    ("feedback_type", "source"),
+    [
+        ("abuse", "complaint"),
+        ("auth-failure", "complaint"),
+        ("fraud", "complaint"),
+        ("other", "complaint"),
+        ("virus", "complaint"),
+        (None, "complaint"),
+        ("unheard-of", "complaint"),
+        ("not-spam", None),
+        ("Not-Spam ", None),
+    ],
+)
+def test_complaints(post, signer, feedback_type, source):
+    message = make_complaint(["a@example.com"], feedback_type=feedback_type)
+    assert post(signer.notification(message)).status_code == 200
+    assert Complaint.objects.count() == 1
+    assert suppressed() == ({("a@example.com", source)} if source else set())
+
+
+def test_a_complaint_from_the_accounts_suppression_list(post, signer):
+    message = make_complaint(
+        ["a@example.com"], feedback_type=None, subtype="OnAccountSuppressionList"
+    )
+    post(signer.notification(message))
+    assert suppressed() == {("a@example.com", "complaint")}
+
+
+def test_a_recipient_who_is_only_delayed_is_not_suppressed(post, signer):
+    message = make_bounce(
+        [
+            {"emailAddress": "a@example.com", "action": "delayed"},
+            {"emailAddress": "b@example.com", "action": "failed"},
+        ]
+    )
+    post(signer.notification(message))
+    assert suppressed() == {("b@example.com", "bounce")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Successfully validated SNS topic for Amazon SES event publishing.",
+        "[]",
+        "null",
+        "1",
+        '"x"',
+        "{}",
+        '{"notificationType": "Bounce"}',
+        '{"notificationType": [], "mail": {}}',
+        '{"notificationType": "Bounce", "mail": []}',
+        '{"a": 1, "a": 2}',
+        "[" * 100_000,
+    ],
+)
+def test_what_is_not_about_mail_is_taken_and_changes_nothing(post, signer, text):
+    assert post(signer.notification(text)).status_code == 200
+    assert count_all() == NotificationReceipt.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Open",
+        "Click",
+        "Rendering Failure",
+        "DeliveryDelay",
+        "Subscription",
+        "Send",
+        "Reject",
+        "X\n",
+    ],
+)
+def test_other_events_are_taken(post, signer, kind, caplog):
+    message = make_event(kind, mail=make_mail(["a@example.com"]))
+    with caplog.at_level(logging.INFO):
+        assert post(signer.notification(message)).status_code == 200
+    assert count_all() == 1
+    assert ("unknown type" in caplog.text) is (kind == "X\n")
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_odd_values_are_cut_and_cleaned(post, signer):
+    message = make_bounce(["a@example.com"], subtype="s\0" * 500)
+    message["bounce"]["bouncedRecipients"] = [
+        {"emailAddress": "no address"},
+        {"no": "address"},
+        7,
+        None,
+        {
+            "emailAddress": "a@example.com",
+            "action": "x" * 500,
+            "status": 5,
+            "diagnosticCode": "a\0b\ud800" + "x" * 9000,
+        },
+    ]
+    message["mail"] |= {"messageId": "i" * 500, "timestamp": "nonsense", "source": "s" * 500}
+    body = signer.notification(message, message_id="m" * 500)
+    assert post(body).status_code == 200
+    row = Bounce.objects.get()
+    assert (len(row.action), row.status, row.diagnostic_code[:3]) == (150, "5", "ab?")
+    assert (len(row.diagnostic_code), row.bounce_subtype) == (5000, "s" * 50)
+    assert (len(row.mail_id), len(row.mail_from), len(row.sns_messageid)) == (100, 254, 100)
+    assert post(body).status_code == 200
+    assert Bounce.objects.count() == 1
+
+
+def test_a_delivery_keeps_its_numbers(post, signer):
+    message = make_delivery(["a@example.com", "b@example.com"])
+    message["delivery"]["processingTimeMillis"] = 10**30
+    assert post(signer.notification(message)).status_code == 200
+    assert {row.processing_time for row in Delivery.objects.all()} == {2**31 - 1}
+
+
+def test_times_without_time_zones(post, signer, settings):
+    settings.USE_TZ = False
+    message = make_complaint(["a@example.com"])
+    message["mail"]["timestamp"] = "2012-05-25T14:59:38.623-07:00"
+    assert post(signer.notification(message)).status_code == 200
+    assert Complaint.objects.get().mail_timestamp.isoformat() == "2012-05-25T21:59:38.623000"
+
+
+# Addresses that strangers wrote
+
+
+@pytest.mark.parametrize(
+    ("reported", "destination", "expected"),
+    [
+        ("Jane <A@Example.com>", ["a@example.com", "b@example.com"], "a@example.com"),
+        ("<a@example.com>", ["a@example.com", "b@example.com"], "a@example.com"),
+        ("rfc822; a@example.com", ["a@example.com", "b@example.com"], "a@example.com"),
+        ("a@xn--bcher-kva.example", ["a@bücher.example"], "a@xn--bcher-kva.example"),
+        ("victim@example.com", ["a@example.com"], "a@example.com"),
+        ("victim@example.com", ["a@example.com", "b@example.com"], None),
+        ("victim@example.com", ["a@example.com", "A@EXAMPLE.com"], "a@example.com"),
+        ("victim@example.com", ["a@example.com", "no address"], None),
+        ("victim@example.com", [], None),
+        ("maß@example.com", ["mass@example.com", "b@example.com"], None),
+        ("mark@example.com", ["mar\u212a@example.com", "b@example.com"], None),
+        ("mar\u212a@example.com", ["mark@example.com", "b@example.com"], None),
+        ("a@example.com", ["\uff41@example.com", "b@example.com"], None),
+    ],
+)
+def test_only_who_was_written_to_is_unsubscribed(post, signer, reported, destination, expected):
+    message = make_bounce([reported], mail=make_mail(destination))
+    assert post(signer.notification(message)).status_code == 200
+    assert Bounce.objects.count() == 1
+    assert suppressed() == ({(expected, "bounce")} if expected else set())
+
+
+@pytest.mark.parametrize(
+    ("reported", "sent_to", "expected"),
+    [
+        ("a@example.com", ["a@example.com", "b@example.com"], "a@example.com"),
+        ("victim@example.com", ["a@example.com"], "a@example.com"),
+        ("victim@example.com", ["a@example.com", "b@example.com"], None),
+    ],
+)
+def test_without_a_destination_our_own_row_tells(post, signer, reported, sent_to, expected):
+    make_message(*sent_to, ses_message_id=SES_MESSAGE_ID, status="sent")
+    mail = make_mail([])
+    del mail["destination"]
+    assert post(signer.notification(make_bounce([reported], mail=mail))).status_code == 200
+    assert suppressed() == ({(expected, "bounce")} if expected else set())
+
+
+def test_many_are_unsubscribed_together_and_known_ones_once(post, signer):
+    Unsubscribe.objects.suppress("a@example.com", "bounce")
+    Unsubscribe.objects.suppress("b@example.com", "manual")
+    post(signer.notification(make_bounce(["b@example.com", "a@example.com", "c@example.com"])))
+    assert suppressed() == {
+        ("a@example.com", "bounce"),
+        ("b@example.com", "manual"),
+        ("b@example.com", "bounce"),
+        ("c@example.com", "bounce"),
+    }
+
+
+# The outbox
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        (lambda mail: make_event("Send", mail=mail), "sent"),
+        (lambda mail: make_delivery(["a@example.com"], mail=mail), "delivered"),
+        (lambda mail: make_bounce(["a@example.com"], mail=mail), "bounced"),
+        (lambda mail: make_complaint(["a@example.com"], mail=mail), "complained"),
+    ],
+)
+def test_an_event_before_the_drains_own_settle(
+    post, signer, message, status, connected, django_capture_on_commit_callbacks
+):
+    seen = []
+    connected(outbox_signals.message_sent, lambda message, **kwargs: seen.append(message))
+    row = make_message(
+        "a@example.com", status="sending", in_doubt=True, claim=uuid.uuid4(), attempts=1
+    )
+    mail = make_mail(["a@example.com"], tag=row.uuid)
+    with django_capture_on_commit_callbacks(execute=True):
+        assert post(signer.notification(message(mail))).status_code == 200
+    row.refresh_from_db()
+    assert (row.status, row.ses_message_id) == ("sent", SES_MESSAGE_ID)
+    assert row.sent_at is not None
+    assert row.finished_at is not None
+    assert (row.in_doubt, row.claim, row.content) == (False, None, None)
+    assert OutgoingContent.objects.count() == 0
+    assert statuses(row) == {"a@example.com": status}
+    assert seen == [row]
+
+
+def test_the_body_is_kept_where_the_site_keeps_it_or_another_row_needs_it(post, signer, settings):
+    content = OutgoingContent.objects.create(mime=b"x")
+    first, second = (make_message(f"{n}@example.com", content=content) for n in "ab")
+    post(signer.notification(make_event("Send", mail=make_mail([], tag=first.uuid))))
+    assert OutgoingContent.objects.count() == 1
+    settings.CONNECT_MAILER = {"KEEP_BODIES_DAYS": 1}
+    post(signer.notification(make_event("Send", mail=make_mail([], tag=second.uuid))))
+    second.refresh_from_db()
+    assert second.content == content
+
+
+def test_events_never_downgrade(post, signer):
+    row = make_message("a@example.com", "b@example.com", status="sent", ses_message_id="kept")
+    OutgoingRecipient.objects.filter(address="b@example.com").update(status="suppressed")
+    mail = make_mail(["a@example.com", "b@example.com"], tag=row.uuid)
+    people = ["a@example.com", "b@example.com"]
+    post(signer.notification(make_complaint(people, mail=mail)))
+    for message in (
+        make_bounce(people, mail=mail),
+        make_delivery(people, mail=mail),
+        make_event("Send", mail=mail),
+        make_event("Reject", {"reason": "Bad content"}, mail=mail),
+    ):
+        post(signer.notification(message))
+    row.refresh_from_db()
+    assert (row.status, row.ses_message_id) == ("sent", "kept")
+    assert statuses(row) == {"a@example.com": "complained", "b@example.com": "suppressed"}
+
+
+def test_a_bounce_says_why_and_other_recipients_are_only_sent(post, signer):
+    row = make_message("a@example.com", "b@example.com", ses_message_id=SES_MESSAGE_ID)
+    mail = make_mail(["a@example.com", "b@example.com"])
+    post(signer.notification(make_bounce(["a@example.com"], mail=mail)))
+    assert statuses(row) == {"a@example.com": "bounced", "b@example.com": "sent"}
+    reason = row.recipients.get(address="a@example.com").reason
+    assert reason == "Permanent/General: smtp; 550 5.1.1 user unknown"
+
+
+@pytest.mark.parametrize("status", ["sending", "sent"])
+def test_a_rejected_message_has_failed(post, signer, status):
+    row = make_message("a@example.com", status=status)
+    mail = make_mail(["a@example.com"], tag=row.uuid)
+    post(signer.notification(make_event("Reject", {"reason": "Bad content"}, mail=mail)))
+    row.refresh_from_db()
+    assert row.status == "failed"
+    assert row.last_error.endswith("Bad content")
+    post(signer.notification(make_event("Send", mail=mail)))
+    row.refresh_from_db()
+    assert row.status == "failed"
+
+
+# Subscriptions
+
+
+def test_subscriptions_are_not_confirmed_by_default(post, signer, monkeypatch):
+    monkeypatch.setattr(sns, "fetch", lambda *args: pytest.fail("a call was made"))
+    assert post(signer.subscription_confirmation()).status_code == 404
+    assert count_all() == 0
+
+
+def test_a_subscription_is_confirmed_on_the_derived_host(
+    post, signer, settings, monkeypatch, connected
+):
+    settings.BOUNCY_AUTO_SUBSCRIBE = True
+    calls, seen = [], []
+
+    def fetch(host, target):
+        calls.append((host, target))
+        return b"<ConfirmSubscriptionResponse/>"
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    connected(signals.subscription, lambda **kwargs: seen.append(kwargs))
+    body = signer.subscription_confirmation(
+        token="a b&c", SubscribeURL="https://evil.example/?Token=x"
+    )
+    answer = post(body)
+    assert answer.status_code == 200
+    assert b"Confirm" not in answer.content
+    assert calls == [
+        (
+            "sns.us-east-1.amazonaws.com",
+            (
+                "/?Action=ConfirmSubscription"
+                "&TopicArn=arn%3Aaws%3Asns%3Aus-east-1%3A123456789012%3Ases-feedback&Token=a+b%26c"
+            ),
+        )
+    ]
+    (call,) = seen
+    assert call["sender"] == "bouncy_approve_subscription"
+    assert call["result"] == b"<ConfirmSubscriptionResponse/>"
+    assert call["notification"]["Token"] == "a b&c"
+    settings.BOUNCY_SUBSCRIBE_DOMAIN_REGEX = "eu-west-1"
+    assert post(body).status_code == 400
+    assert len(calls) == 1
+
+
+def test_a_subscription_that_cannot_be_confirmed_is_tried_again(
+    post, signer, settings, monkeypatch
+):
+    settings.BOUNCY_AUTO_SUBSCRIBE = True
+
+    def fail(*args):
+        raise NotificationUndecided("down")
+
+    monkeypatch.setattr(sns, "fetch", fail)
+    assert post(signer.subscription_confirmation()).status_code == 503
+
+
+def test_a_subscription_of_a_foreign_topic_is_never_confirmed(post, signer, settings, monkeypatch):
+    settings.BOUNCY_AUTO_SUBSCRIBE = True
+    monkeypatch.setattr(sns, "fetch", lambda *args: pytest.fail("a call was made"))
+    arn = "arn:aws:sns:us-east-1:999999999999:ses-feedback"
+    assert post(signer.subscription_confirmation(TopicArn=arn)).status_code == 400
+    stranger = SNSSigner.generate()
+    body = stranger.subscription_confirmation(SigningCertURL=signer.certificate_url)
+    assert post(body).status_code == 400
+
+
+def test_an_ended_subscription_is_loud(post, signer, caplog, monkeypatch):
+    monkeypatch.setattr(sns, "fetch", lambda *args: pytest.fail("a call was made"))
+    assert post(signer.unsubscribe_confirmation()).status_code == 200
+    assert "ended" in caplog.text
+
+
+# Answers and logs
+
+
+def test_answers_repeat_nothing_and_logs_have_no_address(post, signer, caplog):
+    caplog.set_level(logging.DEBUG)
+    marker = "marker-7d1f"
+    bodies = [
+        signer.notification(make_bounce([f"{marker}@example.com"])),
+        signer.notification(marker),
+        signer.notification("x", TopicArn=f"arn:aws:sns:us-east-1:123456789012:{marker}"),
+        json.dumps({"Type": marker}),
+        marker,
+    ]
+    for body in bodies:
+        headers = make_headers(body) if body.startswith("{") else {}
+        answer = post(
+            body, **{f"HTTP_{k.upper().replace('-', '_')}": v for k, v in headers.items()}
+        )
+        assert marker not in answer.content.decode()
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("connect_mailer")]
+    assert not any(f"{marker}@" in line for line in ours)
+
+
+def test_without_the_bouncy_app_it_is_undecided(post, signer, monkeypatch):
+    from django.apps import apps
+
+    configs = {k: v for k, v in apps.app_configs.items() if k != "django_bouncy"}
+    monkeypatch.setattr(apps, "app_configs", configs)
+    assert post(signer.notification("x")).status_code == 503
+
+
+def test_not_found_is_the_sites_own_page(rf):
+    with pytest.raises(Http404):
+        webhook.endpoint(rf.get("/mail/bouncy/"))
