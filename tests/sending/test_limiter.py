@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import re
 import socket
 import socketserver
 import ssl
@@ -364,6 +365,15 @@ def connect() -> tuple[redis.Redis, Any]:
     text = resources.files("connect_mailer.sending").joinpath("gcra.lua").read_text("utf-8")
     client = redis.Redis.from_url(servers.valkey_url())
     return client, client.register_script(text)
+
+
+def test_script_and_module_have_the_same_numbers() -> None:
+    text = resources.files("connect_mailer.sending").joinpath("gcra.lua").read_text("utf-8")
+    numbers = dict(re.findall(r"^local ([A-Z_]+) = (\d+)$", text, re.MULTILINE))
+    assert int(numbers.pop("EXPIRY_SECONDS")) == 86_400
+    assert numbers == {name: str(getattr(limiter, name)) for name in numbers}
+    assert len(numbers) == 8
+    assert limiter.AHEAD_SECONDS * 1e6 == limiter.AHEAD_US
 
 
 KEY = "connect_mailer:limiter:{default}"
