@@ -29,9 +29,7 @@ _ADMIN_EMAIL_HANDLER = "django.utils.log.AdminEmailHandler"
 
 
 @register(Tags.compatibility)
-def check_settings(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E001 to E003: ``CONNECT_MAILER`` and the settings with names of their own."""
     try:
         unknown = conf.unknown_keys()
@@ -55,9 +53,7 @@ def check_settings(
 
 
 @register(Tags.compatibility)
-def check_transport(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_transport(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E004, E005: what the queue is delivered through."""
     transport = _try(lambda: conf.transport)
     if transport is None or transport == SES_BACKEND:
@@ -104,9 +100,7 @@ def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 
 
 @register(Tags.security)
-def check_feedback(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W001, W002, E007: bounces and complaints that don't come in, or come in unverified."""
     messages: list[CheckMessage] = []
     if conf.legacy("BOUNCY_VERIFY_CERTIFICATE") in (False, "False", "false", "0"):
@@ -163,9 +157,7 @@ def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 
 
 @register(Tags.compatibility)
-def check_error_mail(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_error_mail(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W005: mail about errors that depends on what failed."""
     if not settings.ADMINS:
         return []

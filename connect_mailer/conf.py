@@ -128,7 +128,9 @@ class Conf:
             return None
         if value is not _MISSING:
             if not isinstance(value, str) or not _is_redis(value):
-                raise _wrong("REDIS_URL", value, "a URL such as 'redis://localhost:6379/0', or None")
+                raise _wrong(
+                    "REDIS_URL", value, "a URL such as 'redis://localhost:6379/0', or None"
+                )
             return _redis_address(value, {})
         from celery import current_app
 
@@ -284,7 +286,9 @@ class Conf:
 
     def hash_address(self, address: str) -> str:
         """What stands for an address in the log: the same address, the same 12 hex digits."""
-        return salted_hmac("connect_mailer.log", address.lower(), algorithm="sha256").hexdigest()[:12]
+        return salted_hmac("connect_mailer.log", address.lower(), algorithm="sha256").hexdigest()[
+            :12
+        ]
 
     # How they are read
 

@@ -60,7 +60,9 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         """
         return self.filter(address=addresses.normalise(address)).exists()
 
-    def suppress(self, address: str, source: str, mailing_list: str = "") -> tuple[Unsubscribe, bool]:
+    def suppress(
+        self, address: str, source: str, mailing_list: str = ""
+    ) -> tuple[Unsubscribe, bool]:
         """Add a row for ``address`` unless there is one; return it and whether it is new.
 
         A user of the site who has that e-mail address is linked to it.
@@ -335,9 +337,9 @@ class LimiterState(models.Model):
 def _find_user_id(key: str) -> Any:
     user_model = get_user_model()
     field = user_model.get_email_field_name()
-    for user_id, email in user_model._default_manager.filter(**{f"{field}__iexact": key}).values_list(
-        "pk", field
-    ):
+    for user_id, email in user_model._default_manager.filter(
+        **{f"{field}__iexact": key}
+    ).values_list("pk", field):
         try:
             # The database folds more than ASCII letters: compare as addresses are compared.
             if addresses.normalise(email) == key:

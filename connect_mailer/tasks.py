@@ -96,10 +96,12 @@ def _publish(task: Any) -> None:
     def publish() -> None:
         with log_mail.at_work():
             try:
-                # One try, no retries of Celery's: it is asked for again anyway.
+                # One try, none of Celery's retries: it is asked for again anyway.
                 task.apply_async(queue=conf.queue, retry=False)
-            except task.app.connection_for_write().connection_errors as error:
-                logger.warning("The broker is out of reach; mail waits for it: %s", error)
+            except Exception as error:
+                # Whatever a broker's library raises: the mail is in the database, and whoever
+                # stored it must not fail for this.
+                logger.warning("The broker is out of reach, mail waits for it: %r", error)
 
     if task.app.conf.task_always_eager:
         publish()  # runs here and now, in the caller's transaction

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from celery import current_app
 
 from tests import servers
 
@@ -16,3 +17,9 @@ def valkey() -> Iterator[redis.Redis]:
     with redis.Redis.from_url(servers.valkey_url()) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _broker() -> None:
+    """No broker that happens to run: in this process, tasks go nowhere."""
+    current_app.conf.broker_url = "memory://"

@@ -68,9 +68,7 @@ def test_transport_by_precedence(settings: Any, monkeypatch: pytest.MonkeyPatch)
     ("value", "rate"),
     [(14, 14.0), ("14", 14.0), ("14/s", 14.0), ("30/m", 0.5), ("3600/h", 1.0), (0.5, 0.5)],
 )
-def test_rate(
-    settings: Any, monkeypatch: pytest.MonkeyPatch, value: object, rate: float
-) -> None:
+def test_rate(settings: Any, monkeypatch: pytest.MonkeyPatch, value: object, rate: float) -> None:
     monkeypatch.setenv("CUCUMBER_RATE_LIMIT", str(value))
     assert conf.rate == rate
     settings.CONNECT_MAILER = {"RATE": value}
@@ -154,9 +152,7 @@ def test_topics(settings: Any, value: object, arns: tuple[str, ...]) -> None:
     assert conf.topic_arns == arns
 
 
-def test_settings_win_over_the_environment(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_win_over_the_environment(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BOUNCY_TOPIC_ARN", "arn:env")
     monkeypatch.setenv("BOUNCY_AUTO_SUBSCRIBE", "True")
     assert (conf.topic_arns, conf.auto_subscribe) == (("arn:env",), True)

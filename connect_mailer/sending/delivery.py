@@ -81,6 +81,7 @@ MAX_DELAY_SECONDS = 3600
 # What one call may take, and a little: no call starts with less of its lease left.
 CALL_SECONDS = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
 
+
 @dataclass(frozen=True, kw_only=True)
 class Slot:
     """One claimed row, ready to go, with its place in time (monotonic seconds)."""

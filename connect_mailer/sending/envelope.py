@@ -66,8 +66,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and not isinstance(value, datetime):
                 raise InvalidMessage(f"{name} is {value!r}; it must be a datetime or None.")
-        if isinstance(self.tags, str):
-            raise InvalidMessage(f"tags is {self.tags!r}; it must be a list of strings.")
+        _check_tags(self.tags)
 
     def overridden_by(self, message: EmailMessage) -> Options:
         """These options with what the message says itself; tags and metadata add up."""
@@ -76,10 +75,12 @@ class Options:
             for name in ("stream", "priority", "mailing_list", "send_after", "expires_at")
             if (value := getattr(message, name, None)) is not None
         }
+        tags = getattr(message, "tags", None) or ()
+        _check_tags(tags)
         return replace(
             self,
             **own,
-            tags=[*self.tags, *(getattr(message, "tags", None) or ())],
+            tags=[*self.tags, *tags],
             metadata={**self.metadata, **(getattr(message, "metadata", None) or {})},
         )
 
@@ -100,6 +101,11 @@ class Options:
             if name == MESSAGE_ID_TAG:
                 raise InvalidMessage(f"metadata can't be named {name!r}: the outbox uses it.")
         return named
+
+
+def _check_tags(tags: object) -> None:
+    if isinstance(tags, str):
+        raise InvalidMessage(f"tags is {tags!r}; it must be a list of strings.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +188,9 @@ def read(message: EmailMessage, options: Options) -> Draft:
         sender=_parse_for_envelope(message.from_email),
         recipients=tuple(recipients.values()),
         options=replace(
-            own, send_after=_make_comparable(own.send_after), expires_at=_make_comparable(own.expires_at)
+            own,
+            send_after=_make_comparable(own.send_after),
+            expires_at=_make_comparable(own.expires_at),
         ),
         tags=own.ses_tags,
     )

@@ -422,9 +422,7 @@ def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
     )
     for pks in _chunks(bodies):
         with transaction.atomic(using=using):
-            OutgoingContent.objects.release(
-                OutgoingMessage.objects.using(using).filter(pk__in=pks)
-            )
+            OutgoingContent.objects.release(OutgoingMessage.objects.using(using).filter(pk__in=pks))
     receipts = NotificationReceipt.objects.using(router.db_for_write(NotificationReceipt))
     for pks in _chunks(receipts.filter(received_at__lt=old)):
         receipts.filter(pk__in=pks).delete()

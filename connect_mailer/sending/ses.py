@@ -178,9 +178,7 @@ class SESClient:
                 # All recipients, whatever their kind: who sees whom is in the headers.
                 Destination={"ToAddresses": list(envelope.recipients)},
                 Content={"Raw": {"Data": envelope.mime}},
-                EmailTags=[
-                    {"Name": name, "Value": value} for name, value in envelope.tags.items()
-                ],
+                EmailTags=[{"Name": name, "Value": value} for name, value in envelope.tags.items()],
                 **self._extra,
             )
         )
@@ -322,6 +320,4 @@ def _translate_failure(error: Exception) -> DeliveryError:
 
 
 def _clean(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)[
-        :_MAX_WORDS
-    ]
+    return "".join(character if character.isprintable() else " " for character in text)[:_MAX_WORDS]

@@ -14,6 +14,7 @@ NO_TO_LEFT = "nobody left in To"
 # The gravest reason is the one that is told.
 _GRAVITY = ("complaint", "bounce", "manual", "user")
 
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A recipient as far as suppression goes: ``key`` is the normalised address."""

@@ -101,9 +101,7 @@ class FrozenMessage(EmailMessage):
 
     def message(self, *, policy: email.policy.Policy = email.policy.default) -> Any:
         """The frozen message, parsed; as a whole it serialises to the bytes that were frozen."""
-        message = email.message_from_bytes(
-            self._envelope.mime, _class=_FrozenMIME, policy=policy
-        )
+        message = email.message_from_bytes(self._envelope.mime, _class=_FrozenMIME, policy=policy)
         message.frozen = self._envelope.mime
         return message
 

@@ -1,0 +1,502 @@
+"""The drain, against a local SES over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.mail import EmailMessage
+from django.utils import timezone
+
+from connect_mailer import signals
+from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
+from connect_mailer.exceptions import LimiterUnavailable
+from connect_mailer.models import (
+    Lease,
+    OutgoingContent,
+    OutgoingMessage,
+    OutgoingRecipient,
+    Unsubscribe,
+)
+from connect_mailer.sending import delivery, leases, outbox
+from connect_mailer.sending.delivery import Drain, DrainLease
+from connect_mailer.sending.limiter import Reservation
+from connect_mailer.sending.rate import account_rate
+from connect_mailer.sending.transport import get_ses_client, get_transport
+from connect_mailer.testing.ses import Fault, LocalSES
+
+pytestmark = pytest.mark.django_db
+
+Status = OutgoingMessage.Status
+
+
+@pytest.fixture
+def ses(settings: Any) -> Iterator[LocalSES]:
+    with LocalSES(rate=100_000) as server:
+        settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "test"
+        settings.CONNECT_MAILER = {
+            "SES_REGION": "us-east-1",
+            "SES_ENDPOINT_URL": server.url,
+            "REDIS_URL": None,
+            "CONCURRENCY": 10,
+        }
+        # As drain_outbox does: the client is made before the first slot of time begins.
+        account_rate.get(get_ses_client())
+        server.clear()
+        yield server
+
+
+def queue(*to: str, **options: Any) -> None:
+    ConnectMailerBackend(**options).send_messages(
+        [EmailMessage(f"To {address}", "Body", "site@example.com", [address]) for address in to]
+    )
+
+
+def drain(**kwargs: Any) -> Drain:
+    kwargs = {"limiter": None, "rate": None, "one_pass": True, **kwargs}
+    made = Drain(transport=get_transport(), using="default", **kwargs)
+    made.run()
+    return made
+
+
+def get_row() -> OutgoingMessage:
+    return OutgoingMessage.objects.get()
+
+
+class StubLimiter:
+    """A limiter with set answers, which notes what it is told."""
+
+    def __init__(self, *answers: Reservation | Exception) -> None:
+        self.answers = list(answers)
+        self.given_back: list[int] = []
+        self.slowed_down = 0
+
+    def reserve(self, costs: Any, rate: float) -> Reservation:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def give_back(self, tokens: int) -> None:
+        self.given_back.append(tokens)
+
+    def slow_down(self) -> None:
+        self.slowed_down += 1
+
+    def close(self) -> None:
+        pass
+
+
+def grant(tokens: int) -> Reservation:
+    return Reservation(granted=tokens, wait_seconds=0, interval_seconds=0.001)
+
+
+def test_what_is_queued_arrives(ses: LocalSES) -> None:
+    queue("a@example.org", "b@example.org")
+
+    assert drain().sent == 2
+
+    mails = {mail.recipients[0]: mail for mail in ses.mailbox()}
+    assert set(mails) == {"a@example.org", "b@example.org"}
+    for row in OutgoingMessage.objects.all():
+        recipient = row.recipients.get()
+        mail = mails[recipient.address]
+        assert row.status == Status.SENT
+        assert row.ses_message_id == mail.message_id
+        assert mail.tags["connect-mailer-id"] == str(row.uuid)
+        assert row.sent_at is not None
+        assert row.finished_at is not None
+        assert (row.attempts, row.claim, row.content_id) == (1, None, None)
+        assert recipient.status == "sent"
+    assert OutgoingContent.objects.count() == 0
+
+
+def test_bodies_are_kept_on_request(ses: LocalSES, settings: Any) -> None:
+    settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "KEEP_BODIES_DAYS": 3}
+    queue("a@example.org")
+
+    drain()
+
+    assert get_row().content is not None
+
+
+def test_the_display_name_of_the_sender_arrives(ses: LocalSES) -> None:
+    sender = "The Site <site@example.com>"
+    ConnectMailerBackend().send_messages([EmailMessage("a", "b", sender, ["jo@example.org"])])
+
+    drain()
+
+    assert ses.mailbox()[0].message["From"] == sender
+
+
+def test_a_split_message_arrives_once_for_each(ses: LocalSES) -> None:
+    everybody = {f"u{n}@example.org" for n in range(120)}
+    ConnectMailerBackend().send_messages(
+        [EmailMessage("a", "b", "site@example.com", [], bcc=sorted(everybody))]
+    )
+
+    assert drain().sent == 3
+
+    written = [address for mail in ses.mailbox() for address in mail.recipients]
+    assert len(written) == 120
+    assert set(written) == everybody
+    assert OutgoingContent.objects.count() == 0
+
+
+def test_queries_for_a_batch_do_not_grow_with_it(
+    ses: LocalSES, django_assert_max_num_queries: Any
+) -> None:
+    queue(*(f"u{n}@example.org" for n in range(10)))
+
+    # peek, claim 2 + savepoint 2, content, recipients, suppression; then per settle (answers
+    # of ten calls may come in several) savepoint 2, message, recipients, contents 3
+    with django_assert_max_num_queries(8 + 2 * 10 + 4):
+        drain()
+
+
+def test_who_opted_out_since_is_not_written_to(ses: LocalSES) -> None:
+    ConnectMailerBackend().send_messages(
+        [
+            EmailMessage("a", "b", "site@example.com", ["stays@example.org", "gone@example.org"]),
+            EmailMessage(
+                "a", "b", "site@example.com", ["gone@example.org"], cc=["stays@example.org"]
+            ),
+        ]
+    )
+    Unsubscribe.objects.suppress("gone@example.org", "user")
+
+    assert drain().sent == 1
+
+    assert [mail.recipients for mail in ses.mailbox()] == [("stays@example.org",)]
+    statuses = OutgoingMessage.objects.order_by("pk").values_list("status", flat=True)
+    assert list(statuses) == [Status.SENT, Status.SUPPRESSED]
+    assert set(
+        OutgoingRecipient.objects.filter(status="suppressed").values_list("address", "reason")
+    ) == {("gone@example.org", "user"), ("stays@example.org", "nobody left in To")}
+    assert OutgoingContent.objects.count() == 0
+
+
+def test_most_important_first(ses: LocalSES) -> None:
+    queue("ninth@example.org", priority=9)
+    queue("second@example.org", priority=1)
+    queue("third@example.org", priority=1)
+    TransactionalBackend(priority=9).send_messages(
+        [EmailMessage("a", "b", "site@example.com", ["first@example.org"])]
+    )
+
+    costs = outbox.peek(10, using="default")
+    rows = outbox.claim(tokens=3, slots=10, max_bytes=10**9, lease_seconds=60, using="default")
+
+    assert costs == [1, 1, 1, 1]
+    order = [row.recipients.get().address for row in rows]
+    assert order == ["first@example.org", "second@example.org", "third@example.org"]
+
+
+def test_not_before_its_time_and_not_after(ses: LocalSES) -> None:
+    now = timezone.now()
+    queue("later@example.org", send_after=now + timedelta(hours=1))
+    queue("stale@example.org", expires_at=now - timedelta(seconds=1))
+
+    assert drain().sent == 0
+
+    assert dict(OutgoingRecipient.objects.values_list("address", "message__status")) == {
+        "later@example.org": Status.QUEUED,
+        "stale@example.org": Status.EXPIRED,
+    }
+
+
+class TestAnswers:
+    """One row of the table of answers each."""
+
+    def test_throttled(self, ses: LocalSES) -> None:
+        ses.inject(Fault(code="TooManyRequestsException", message="Maximum sending rate exceeded."))
+        limiter = StubLimiter(grant(1))
+        queue("a@example.org")
+
+        drain(limiter=limiter, rate=1.0)
+
+        row = get_row()
+        assert (row.status, row.attempts) == (Status.QUEUED, 0)
+        assert "Maximum sending rate" in row.last_error
+        assert limiter.slowed_down == 1
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault(code="TooManyRequestsException", message="Daily message quota exceeded."),
+            Fault(code="SendingPausedException"),
+            Fault(code="AccountSuspendedException"),
+            Fault(code="UnrecognizedClientException", status=403),
+            Fault(code="ExpiredTokenException", status=403),
+        ],
+    )
+    def test_the_account(
+        self, ses: LocalSES, fault: Fault, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        delivery.outages.end("account")
+        caplog.clear()
+        ses.inject(fault)
+        queue("a@example.org")
+
+        drain()
+
+        row = get_row()
+        assert (row.status, row.attempts) == (Status.QUEUED, 0)
+        pause = Lease.objects.get(name="pause")
+        assert fault.message in pause.note
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert delivery.drain_outbox(wake=_never, ask_for_help=_never) == 0
+        leases.release("pause", using="default")
+        assert drain().sent == 1
+
+    def test_no_credentials(self, ses: LocalSES, settings: Any, monkeypatch: Any) -> None:
+        settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = None
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+        queue("a@example.org")
+
+        drain()
+
+        assert get_row().status == Status.QUEUED
+        assert leases.find_alive("pause", using="default")
+
+    def test_one_sender(self, ses: LocalSES) -> None:
+        ses.inject(Fault(code="MailFromDomainNotVerifiedException", sender="site@example.com"))
+        queue("a@example.org")
+
+        drain()
+
+        row = get_row()
+        assert (row.status, row.attempts) == (Status.QUEUED, 1)
+        assert timedelta(seconds=40) < row.due_at - timezone.now() < timedelta(seconds=80)
+        assert not leases.find_alive("pause", using="default")
+
+    def test_five_senders_one_after_the_other(self, ses: LocalSES) -> None:
+        ses.configure(verified_identities=())
+        messages = [
+            EmailMessage("a", "b", f"site{n}@example.com", ["a@example.org"]) for n in range(6)
+        ]
+        ConnectMailerBackend().send_messages(messages)
+
+        drain()
+
+        assert leases.find_alive("pause", using="default")
+        assert not OutgoingMessage.objects.filter(status=Status.FAILED).exists()
+
+    @pytest.mark.parametrize("status", [500, 503])
+    def test_server_errors(self, ses: LocalSES, status: int) -> None:
+        ses.inject(Fault(code="InternalFailure", status=status))
+        queue("a@example.org")
+
+        drain()
+
+        row = get_row()
+        assert (row.status, row.attempts) == (Status.QUEUED, 1)
+        assert row.due_at > timezone.now() + timedelta(seconds=40)
+
+    def test_refused_connection(self, ses: LocalSES) -> None:
+        queue("a@example.org")
+        ses.close()
+
+        drain()
+
+        assert (get_row().status, get_row().attempts) == (Status.QUEUED, 1)
+
+    @pytest.mark.parametrize(
+        "fault", [Fault(lost="after"), Fault(lost="cut"), Fault(lost="after", reset=True)]
+    )
+    def test_in_doubt(self, ses: LocalSES, settings: Any, fault: Fault) -> None:
+        ses.inject(fault)
+        queue("a@example.org")
+
+        drain()
+
+        row = get_row()
+        assert (row.status, row.in_doubt, len(ses.mailbox())) == (Status.SENDING, True, 1)
+        assert not outbox.is_due(using="default")
+        # After the lease, the settings decide.
+        OutgoingMessage.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "IN_DOUBT": "hold"}
+        drain()
+        row = get_row()
+        assert row.status == Status.FAILED
+        assert "doubt" in row.last_error
+        assert len(ses.mailbox()) == 1
+
+    def test_in_doubt_is_sent_again_by_default(self, ses: LocalSES) -> None:
+        ses.inject(Fault(lost="after"))
+        queue("a@example.org")
+        drain()
+        OutgoingMessage.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+
+        drain()
+
+        row = get_row()
+        assert (row.status, row.in_doubt, len(ses.mailbox())) == (Status.SENT, False, 2)
+
+    def test_rejected(self, ses: LocalSES) -> None:
+        ses.inject(
+            Fault(code="MessageRejected", message="It has a virus.", recipient="a@example.org")
+        )
+        queue("a@example.org", "b@example.org")
+
+        assert drain().sent == 1
+
+        row = OutgoingMessage.objects.get(status=Status.FAILED)
+        assert "It has a virus." in row.last_error
+        assert row.content is not None
+
+    def test_the_last_attempt(self, ses: LocalSES, settings: Any) -> None:
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "MAX_ATTEMPTS": 2}
+        ses.inject(Fault(code="InternalFailure", status=500, times=2))
+        queue("a@example.org")
+
+        drain()
+        OutgoingMessage.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+        drain()
+
+        assert (get_row().status, get_row().attempts) == (Status.FAILED, 2)
+
+    def test_a_row_that_killed_its_workers(self, ses: LocalSES, settings: Any) -> None:
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "MAX_ATTEMPTS": 2}
+        queue("a@example.org")
+        OutgoingMessage.objects.update(attempts=2)
+
+        drain()
+
+        assert get_row().status == Status.FAILED
+        assert ses.mailbox() == []
+
+    def test_a_row_without_a_body(self, ses: LocalSES) -> None:
+        queue("a@example.org", "b@example.org")
+        row = OutgoingRecipient.objects.get(address="a@example.org").message
+        OutgoingContent.objects.filter(messages=row).delete()
+
+        assert drain().sent == 1
+
+        row.refresh_from_db()
+        assert (row.status, "gone" in row.last_error) == (Status.FAILED, True)
+
+
+class TestPace:
+    def test_what_is_not_used_is_given_back(self, ses: LocalSES) -> None:
+        limiter = StubLimiter(grant(5))
+        queue("a@example.org", "gone@example.org")
+        Unsubscribe.objects.suppress("gone@example.org", "user")
+
+        assert drain(limiter=limiter, rate=1.0).sent == 1
+
+        assert limiter.given_back == [4]
+
+    def test_nothing_is_sent_without_the_limiter(
+        self, ses: LocalSES, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.ERROR)
+        queue("a@example.org")
+
+        for _ in range(3):
+            drain(limiter=StubLimiter(LimiterUnavailable("gone")), rate=1.0)
+
+        assert ses.mailbox() == []
+        assert get_row().status == Status.QUEUED
+        assert len(caplog.records) == 1
+        assert drain(limiter=StubLimiter(grant(1)), rate=1.0).sent == 1
+
+    def test_slots_follow_each_other(self, ses: LocalSES) -> None:
+        reservation = Reservation(granted=4, wait_seconds=0.05, interval_seconds=0.05)
+        queue(*(f"u{n}@example.org" for n in range(4)))
+
+        drain(limiter=StubLimiter(reservation), rate=20.0)
+
+        times = [mail.received_at for mail in ses.mailbox()]
+        gaps = [(b - a).total_seconds() for a, b in zip(times, times[1:], strict=False)]
+        assert sum(gaps) > 0.1  # 3 slots of 0.05 s, less what is caught up with
+
+    def test_a_wait_that_outlasts_the_drain(self, ses: LocalSES) -> None:
+        limiter = StubLimiter(Reservation(granted=0, wait_seconds=60, interval_seconds=1))
+        queue("a@example.org")
+
+        made = drain(limiter=limiter, rate=1.0, one_pass=False)
+
+        assert (made.sent, made.longest_wait_seconds) == (0, 60)
+        assert get_row().status == Status.QUEUED
+
+
+class TestLifeOfADrain:
+    def test_sigterm_gives_back_what_has_not_started(self, ses: LocalSES) -> None:
+        ses.configure(latency_seconds=0.2)
+        queue(*(f"u{n}@example.org" for n in range(4)))
+        slow = Reservation(granted=4, wait_seconds=0, interval_seconds=5)
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        timer.start()
+        try:
+            made = drain(limiter=StubLimiter(slow), rate=0.2, one_pass=False)
+        finally:
+            timer.join()
+            delivery.stop.clear()
+            signal.signal(signal.SIGTERM, previous)
+
+        assert made.sent == len(ses.mailbox()) == 1
+        statuses = OutgoingMessage.objects.values_list("status", "attempts")
+        assert sorted(statuses) == [("queued", 0)] * 3 + [("sent", 1)]
+
+    def test_a_lost_lease_ends_it(self, ses: LocalSES) -> None:
+        queue("a@example.org")
+        lost = DrainLease(name="drain 1", holder=uuid.uuid4())
+
+        assert drain(lease=lost, one_pass=False).sent == 0
+
+        assert get_row().status == Status.QUEUED
+
+    def test_as_many_as_are_allowed(self, ses: LocalSES, settings: Any) -> None:
+        queue("a@example.org")
+        assert leases.acquire("drain 1", 60, using="default")
+
+        assert delivery.drain_outbox(wake=_never, ask_for_help=_never) == 0
+        assert leases.acquire("help", 5, using="default")
+        assert delivery.drain_outbox(wake=_never, ask_for_help=_never) == 1
+        assert set(leases.find_alive("drain 1", "drain 2", "help", using="default")) == {"drain 1"}
+
+    def test_the_next_one_goes_on(self, ses: LocalSES, settings: Any) -> None:
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "DRAIN_SECONDS": 1, "RATE": 2}
+        woken = []
+        queue(*(f"u{n}@example.org" for n in range(10)))
+
+        sent = delivery.drain_outbox(wake=lambda: woken.append(1), ask_for_help=_never)
+
+        assert 1 <= sent < 10
+        assert woken == [1]
+        assert not leases.find_alive("drain 1", using="default")
+
+    def test_signals_after_commit(
+        self, ses: LocalSES, django_capture_on_commit_callbacks: Any
+    ) -> None:
+        heard = []
+
+        def hear(message: OutgoingMessage, **kwargs: Any) -> None:
+            heard.append((message.status, message.ses_message_id))
+            raise RuntimeError("a receiver that fails")
+
+        signals.message_sent.connect(hear)
+        queue("a@example.org", "b@example.org")
+        try:
+            with django_capture_on_commit_callbacks(execute=True):
+                drain()
+        finally:
+            signals.message_sent.disconnect(hear)
+        assert sorted(heard) == sorted((Status.SENT, mail.message_id) for mail in ses.mailbox())
+
+
+def _never() -> None:
+    raise AssertionError("called")

@@ -1,0 +1,218 @@
+"""The tasks, and how they are asked for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from celery import current_app
+from django.core.mail import EmailMessage
+from django.utils import timezone
+
+from connect_mailer import tasks
+from connect_mailer.backend import ConnectMailerBackend
+from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
+from connect_mailer.sending import leases
+
+pytestmark = pytest.mark.django_db
+
+
+def queue(*to: str, **options: Any) -> None:
+    ConnectMailerBackend(**options).send_messages(
+        [EmailMessage("Hi", "Body", "site@example.com", [address]) for address in to]
+    )
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The tasks that were handed to the broker."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+    for task in (tasks.deliver, tasks.sweep, tasks.purge):
+        monkeypatch.setattr(
+            task,
+            "apply_async",
+            lambda task=task, **kwargs: seen.append((task.name.rpartition(".")[2], kwargs)),
+        )
+    return seen
+
+
+@pytest.fixture
+def locmem(settings: Any) -> None:
+    settings.CONNECT_MAILER = {"TRANSPORT": "django.core.mail.backends.locmem.EmailBackend"}
+
+
+class TestWake:
+    def test_once_while_a_wake_up_is_pending(self, published: list[Any]) -> None:
+        for _ in range(100):
+            tasks.wake()
+
+        assert published == [("deliver", {"queue": None, "retry": False})]
+
+    def test_not_while_a_drain_runs(self, published: list[Any]) -> None:
+        assert leases.acquire("drain 1", 10, using="default")
+
+        tasks.wake()
+
+        assert published == []
+
+    def test_again_once_the_drain_has_looked(self, published: list[Any], locmem: None) -> None:
+        tasks.wake()
+        tasks.deliver()
+        tasks.wake()
+
+        assert len(published) == 2
+
+    def test_the_queue_of_the_settings(self, published: list[Any], settings: Any) -> None:
+        settings.CUCUMBER_ROUTE_QUEUE = "mail"
+
+        tasks.wake()
+
+        assert published[0][1]["queue"] == "mail"
+
+    def test_after_the_commit_only(
+        self, published: list[Any], django_capture_on_commit_callbacks: Any
+    ) -> None:
+        with django_capture_on_commit_callbacks(execute=True):
+            queue("a@example.org")
+            queue("b@example.org")
+            assert published == []
+        assert len(published) == 1
+
+    @pytest.mark.parametrize("is_listening", [True, False])
+    def test_a_broker_that_is_down(self, is_listening: bool) -> None:
+        # In a process of its own: Celery keeps its connections for as long as it lives.
+        with socket.create_server(("127.0.0.1", 0)) as broker:
+            port = broker.getsockname()[1]
+            if not is_listening:
+                broker.close()
+            output = subprocess.run(
+                [sys.executable, "-W", "error", "-c", WAKE_TWICE, f"redis://127.0.0.1:{port}/0"],
+                env={**os.environ, "TEST_DATABASE": "sqlite"},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+
+        # The second wake-up waits for the flag of the first to expire.
+        assert output.stderr.count("mail waits for it") == 1, output.stderr
+        assert output.stdout == "queued\n"
+
+
+# A site that queues twice, with a broker that can't be talked to.
+WAKE_TWICE = """
+import logging, sys, django
+from celery import Celery
+app = Celery(broker=sys.argv[1], set_as_current=True)
+app.set_default()
+logging.basicConfig(format="%(message)s")
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from connect_mailer.tasks import wake
+wake()
+wake()
+print("queued")
+"""
+
+
+class TestEager:
+    def test_mail_leaves_on_commit_in_one_pass(
+        self,
+        locmem: None,
+        mailoutbox: list[Any],
+        monkeypatch: pytest.MonkeyPatch,
+        django_capture_on_commit_callbacks: Any,
+    ) -> None:
+        monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+
+        with django_capture_on_commit_callbacks(execute=True):
+            queue(*(f"u{n}@example.org" for n in range(60)))
+
+        assert len(mailoutbox) == 60
+        assert set(OutgoingMessage.objects.values_list("status", flat=True)) == {"sent"}
+        assert not leases.find_alive("drain 1", "wake", using="default")
+
+
+class TestSweep:
+    def test_wakes_a_drain_for_what_is_due(self, published: list[Any]) -> None:
+        queue("a@example.org")
+
+        tasks.sweep()
+
+        assert [name for name, _ in published] == ["deliver", "purge"]
+
+    def test_one_at_a_time(self, published: list[Any]) -> None:
+        queue("a@example.org")
+        tasks.sweep()
+        leases.release("wake", using="default")
+        published.clear()
+
+        tasks.sweep()
+
+        assert published == []
+
+    @pytest.mark.parametrize("reason", ["nothing", "not due", "paused"])
+    def test_not_without_need(self, published: list[Any], reason: str) -> None:
+        if reason == "not due":
+            queue("a@example.org", send_after=timezone.now() + timedelta(hours=1))
+        elif reason == "paused":
+            queue("a@example.org")
+            leases.acquire("pause", 60, using="default")
+
+        tasks.sweep()
+
+        assert [name for name, _ in published] == ["purge"]
+
+    def test_what_a_dead_worker_held(self, published: list[Any]) -> None:
+        queue("a@example.org")
+        OutgoingMessage.objects.update(
+            status="sending", due_at=timezone.now() - timedelta(seconds=1)
+        )
+
+        tasks.sweep()
+
+        assert published[0][0] == "deliver"
+
+
+class TestPurge:
+    def finish(self, days_ago: float, status: str = "sent") -> OutgoingMessage:
+        queue("a@example.org")
+        row = OutgoingMessage.objects.latest("pk")
+        row.status = status
+        row.finished_at = timezone.now() - timedelta(days=days_ago)
+        row.save()
+        return row
+
+    def test_forgets_finished_rows_and_receipts(self, settings: Any) -> None:
+        settings.CONNECT_MAILER = {"KEEP_DAYS": 30}
+        old, recent = self.finish(31, "failed"), self.finish(29, "failed")
+        queue("waits@example.org")
+        NotificationReceipt.objects.create(message_id="a")
+        NotificationReceipt.objects.update(received_at=timezone.now() - timedelta(days=31))
+        NotificationReceipt.objects.create(message_id="b")
+
+        tasks.purge()
+
+        left = set(OutgoingMessage.objects.values_list("pk", flat=True))
+        assert old.pk not in left
+        assert recent.pk in left
+        assert len(left) == OutgoingContent.objects.count() == 2
+        assert NotificationReceipt.objects.get().message_id == "b"
+
+    def test_bodies_go_earlier_but_for_failed_ones(self, settings: Any) -> None:
+        settings.CONNECT_MAILER = {"KEEP_BODIES_DAYS": 3}
+        old, recent, failed = self.finish(4), self.finish(2), self.finish(4, "failed")
+
+        tasks.purge()
+
+        for row in (old, recent, failed):
+            row.refresh_from_db()
+        assert old.content is None
+        assert recent.content is not None
+        assert failed.content is not None
