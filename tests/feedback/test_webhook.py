@@ -328,7 +328,7 @@ def test_the_number_of_queries_does_not_depend_on_the_recipients(post, signer, k
 def test_rows_have_ids_where_a_bulk_insert_returns_none(post, signer, monkeypatch, connected):
     from django.db import connection
 
-    monkeypatch.setattr(connection.features, "can_return_rows_from_bulk_insert", False)
+    monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)
     seen = []
     connected(signals.feedback, lambda instance, **kwargs: seen.append(instance))
     post(signer.notification(make_bounce(["a@example.com", "b@example.com"])))

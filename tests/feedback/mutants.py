@@ -1,0 +1,275 @@
+"""Break each rule of the webhook in turn, in a copy; some test must fail each time.
+
+``python -m tests.feedback.mutants`` prints one line a rule and exits 1 if a broken rule went
+unnoticed. ``python -m tests.feedback.mutants WORD`` takes only those with the word.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FEEDBACK = Path("connect_mailer/feedback")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One rule broken: ``old`` in ``file`` becomes ``new``."""
+
+    rule: str
+    file: str
+    old: str
+    new: str
+
+
+def _mutants(file: str, *edits: tuple[str, str, str]) -> list[Mutant]:
+    return [Mutant(rule=rule, file=file, old=old, new=new) for rule, old, new in edits]
+
+
+MUTANTS = [
+    *_mutants(
+        "webhook.py",
+        ("POST only", 'request.method != "POST"', "False"),
+        ("no CSRF token", "@csrf_exempt\n", ""),
+        ("no login", "@login_not_required\n", ""),
+        ("body limit", "len(body) > sns.MAX_BODY_BYTES", "False"),
+        ("own limit", "request.read(sns.MAX_BODY_BYTES + 1)", "request.body"),
+        ("request kept for receivers", "request._body = body", "pass"),
+        ("topic checked", "sns.check_topic(notification, topic_arns)", "pass"),
+        (
+            "certificate address checked",
+            "sns.check_certificate_url(notification, conf.cert_domain_regex)",
+            "pass",
+        ),
+        ("old pattern narrows", "conf.cert_domain_regex)", "None)"),
+        ("signature checked", "sns.verify(notification, key)", "pass"),
+        ("topic logged once", "now - _topic_logged_at < _TOPIC_LOG_SECONDS", "False"),
+        ("log lines", "return ascii(text[:100])", "return text"),
+        ("refused is 400", "_answer(400,", "_answer(503,"),
+        ("undecided is 503", '_answer(503, "Try again")', '_answer(400, "Refused")'),
+        ("no other error is 500", "except Exception:", "except ZeroDivisionError:"),
+        ("one transaction", "with transaction.atomic(using=using):", "if True:"),
+        ("locks are not waited for", "_hurry(using)\n", "pass\n"),
+        ("once", "records.make_receipt(notification, using=using)", "pass"),
+        ("outbox settled", "records.settle(event, using=using)", "pass"),
+        ("written together", "with receivers.together():", "if True:"),
+        ("signal of notifications", "signals.notification.send(", "str("),
+        ("signal of feedback", "signals.feedback.send(", "str("),
+        ("signal of subscriptions", "signals.subscription.send(", "str("),
+        ("receivers' errors count", "signals.feedback.send(", "signals.feedback.send_robust("),
+        ("subscribing is off", "if not conf.auto_subscribe:", "if False:"),
+        ("subscribe pattern narrows", "not pattern.search(host)", "False"),
+        ("ended subscriptions are loud", "logger.error(", "logger.debug("),
+        ("app installed", '"django_bouncy" not in apps.app_configs', "False"),
+    ),
+    *_mutants(
+        "sns.py",
+        ("UTF-8", 'body.decode("utf-8")', 'body.decode("latin-1")'),
+        ("object", "not isinstance(data, dict)", "False"),
+        ("known type", "or kind not in SIGNED_FIELDS", ""),
+        ("null subject is none", 'data.get("Subject", "") is None', "False"),
+        ("duplicate keys", "len(data) != len(pairs)", "False"),
+        ("NaN", 'raise ValueError(f"{name} is not JSON")', "return None"),
+        ("deep nesting", "except RecursionError:", "except ZeroDivisionError:"),
+        ("strings", "not isinstance(value, str) or ", ""),
+        ("not empty", '(not value and name != "Subject")', "False"),
+        ("half surrogates", "except UnicodeEncodeError:", "except ZeroDivisionError:"),
+        ("control characters", "and _CONTROL.search(value)", "and False"),
+        ("C1 and line separators", r"\x7f-\x9f\u2028\u2029", r"\x7f"),
+        ("message may have newlines", '{"Message", "Subject", "Signature"}', '{"Signature"}'),
+        ("message cut again", r'"\nMessageId\n" in f"\n{subject}\n"', "False"),
+        ("version", 'data["SignatureVersion"] not in _HASHES', "False"),
+        ("topic equals", "notification.topic_arn not in topic_arns", "not topic_arns"),
+        (
+            "topic is no substring",
+            "notification.topic_arn not in topic_arns",
+            'notification.topic_arn not in ",".join(topic_arns)',
+        ),
+        (
+            "topic is an ARN",
+            "if _TOPIC.fullmatch(notification.topic_arn) is None:",
+            "if False:",
+        ),
+        ("China", '".cn" if match["partition"] == "aws-cn" else ""', '""'),
+        ("host and scheme", "not url.startswith(prefix) or ", ""),
+        ("full match", "_PEM_NAME.fullmatch(", "_PEM_NAME.match("),
+        ("ASCII name", "[A-Za-z0-9]{1,128}", r"[^/]{1,128}"),
+        ("pattern narrows", "not pattern.search(host)", "False"),
+        (
+            "order of fields",
+            '"Message", "MessageId", "Subject"',
+            '"Message", "Subject", "MessageId"',
+        ),
+        ("subject only if present", " if name in data\n    ).encode", "\n    ).encode"),
+        ("strict base64", "base64.b64encode(signature).decode() != text", "False"),
+        ("base64 validated", "validate=True", "validate=False"),
+        ("wrong signature", 'NotificationRefused("the signature is wrong")', "UserWarning()"),
+        ("hash by version", '"2": hashes.SHA256', '"2": hashes.SHA1'),
+        ("dates", "not certificate.starts <= now <= certificate.ends", "False"),
+        ("begin date", "certificate.starts <= now <=", "now <="),
+        ("names", 'not certificate.names & {"sns', 'False and {"sns'),
+        ("one certificate", 'pem.count(b"-----BEGIN") != 1', "False"),
+        ("key size", "or key.key_size < MIN_KEY_BITS", ""),
+        ("RSA", "not isinstance(key, rsa.RSAPublicKey) or", ""),
+        ("subscribe URL built", '"Token": notification.token', '"Token": "x"'),
+        ("status 200", "response.status != http.HTTPStatus.OK", "False"),
+        ("size", "len(body) > MAX_DOWNLOAD_BYTES or ", ""),
+        ("all of it", " or response.length:", ":"),
+        (
+            "total time",
+            "        self.hurry()\n        return super().recv",
+            "        return super().recv",
+        ),
+        ("TLS", "ssl.create_default_context()", "ssl._create_unverified_context()"),
+        ("cache asked", "for pem in (_ask(cache, url), ", "for pem in ("),
+        ("memory", ", self._known.get(url)):", ", None):"),
+        ("cached", "_tell(cache, url, pem)", "pass"),
+        (
+            "cached after it was examined",
+            "        pem = self._wait(url, host)\n",
+            "        pem = self._download(host, url)\n        _tell(cache, url, pem)\n",
+        ),
+        (
+            "what is cached is examined",
+            "                try:\n                    return read_certificate(pem, host=host, now=now)",
+            "                try:\n                    return _load_certificate(pem).key",
+        ),
+        (
+            "cache out of reach, read",
+            "return cache.get(url)\n    except Exception:",
+            "return cache.get(url)\n    except ZeroDivisionError:",
+        ),
+        (
+            "cache out of reach, written",
+            "timeout=CERTIFICATE_CACHE_SECONDS)\n    except Exception:",
+            "timeout=CERTIFICATE_CACHE_SECONDS)\n    except ZeroDivisionError:",
+        ),
+        ("failures remembered", "self._failed[url] = self._clock() + FAILURE_SECONDS", "pass"),
+        ("failures forgotten", "and until > self._clock()", ""),
+        ("failures bounded", "len(self._failed) > MAX_FAILURES", "False"),
+        ("one download a certificate", "running = self._running.get(url)", "running = None"),
+        ("few downloads", "len(self._running) >= MAX_DOWNLOADS", "False"),
+        ("waiting ends", "running.result(timeout=DOWNLOAD_SECONDS)", "running.result(timeout=60)"),
+    ),
+    *_mutants(
+        "events.py",
+        ("event publishing", ' or message.get("eventType")', ""),
+        ("only who was written to", "if reported in known:", "if True:"),
+        (
+            "several: nobody",
+            "known.pop() if len(known) == 1 else None",
+            "known.pop() if known else None",
+        ),
+        ("forwarded", "known.pop() if len(known) == 1 else None", "None"),
+        ("rfc822", 'address_type.strip().lower() == "rfc822"', "False"),
+        ("NULs", '.replace("\\0", "")', ""),
+        ("half surrogates stored", '.encode("utf-8", "replace").decode()', ""),
+        (
+            "times",
+            "except (ValueError, OverflowError):\n        return None",
+            "except ZeroDivisionError:\n        return None",
+        ),
+        ("integers", "max(0, min(number, _MAX_INTEGER))", "number"),
+        ("not spam", ".strip().lower() == NOT_SPAM", " == 'spam'"),
+        ("delayed", ".strip().lower() == DELAYED", " == 'x'"),
+        ("tag", "return uuid.UUID(value)", "return None"),
+        (
+            "bad recipients left out",
+            "            continue\n        yield",
+            "            return\n        yield",
+        ),
+        ("destination normalised", "read_address(text) or text for", "text for"),
+    ),
+    *_mutants(
+        "receivers.py",
+        ("not spam is no opt-out", "None if events.is_not_spam(row.feedback_type) else ", ""),
+        ("hard only", "not row.hard or ", ""),
+        ("delayed is no opt-out", " or events.is_delayed(row.action)", ""),
+        ("unsubscribed is an opt-out", "row.bounce_subtype == events.UNSUBSCRIBED", "False"),
+        ("own row tells", "if not destination:", "if False:"),
+        ("known ones once", "sorted(set(wanted) - known)", "sorted(wanted)"),
+        ("user linked", "user_id=users.get(address)", "user_id=None"),
+        ("users by their address", "lower_email=Lower(field)", "lower_email=F(field)"),
+        ("connected", "bouncy_signals.feedback.connect(", "str("),
+    ),
+    *_mutants(
+        "records.py",
+        ("long ids", "if len(key) > 100:", "if False:"),
+        ("values cut", "if max_length and isinstance(value, str)", "if False"),
+        ("ids of rows", "if rows[0].pk is None:", "if False:"),
+        ("hard", '"hard": event.type == events.PERMANENT', '"hard": True'),
+        ("never downgrade", "and rank < _RANKS[status]", ""),
+        ("suppressed stays", "status__in=_RANKS)", "status__in=[*_RANKS, 'suppressed'])"),
+        ("found by tag", "query |= Q(uuid=event.tag)", "pass"),
+        ("found by id", "query |= Q(ses_message_id=event.ses_message_id)", "pass"),
+        (
+            "id kept",
+            "message.ses_message_id = message.ses_message_id or",
+            "message.ses_message_id =",
+        ),
+        ("doubt ends", "message.in_doubt = False", "pass"),
+        ("claim ends", "message.claim = None", "pass"),
+        ("body freed", "if conf.keep_bodies_days == 0:", "if False:"),
+        ("body kept", "if conf.keep_bodies_days == 0:", "if True:"),
+        ("sent signal", "_announce(signals.message_sent", "str"),
+        ("rejected fails", "_settle_rejected(message, event, using)\n        return", "return"),
+        (
+            "rejected stays",
+            "return  # SES took it and rejected",
+            "pass  # SES took it and rejected",
+        ),
+        ("no time zone", "time if time is None or settings.USE_TZ else", "time if True else"),
+    ),
+]
+
+
+def main(word: str = "") -> int:
+    """Try every mutant whose rule or file has ``word``; return how many nobody noticed."""
+    unnoticed = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Path(folder)
+        for name in ("connect_mailer", "tests"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if not _is_green(copy):
+            print("The tests fail before anything is broken.")
+            return 1
+        chosen = [m for m in MUTANTS if word in m.rule or word in m.file]
+        for mutant in chosen:
+            path = copy / FEEDBACK / mutant.file
+            text = path.read_text()
+            if mutant.old not in text:
+                outcome = "NOT FOUND"
+            else:
+                path.write_text(text.replace(mutant.old, mutant.new, 1))
+                outcome = "UNNOTICED" if _is_green(copy) else "noticed"
+                path.write_text(text)
+            unnoticed += outcome != "noticed"
+            print(f"{outcome:10} {mutant.file:14} {mutant.rule}", flush=True)
+        print(f"{len(chosen) - unnoticed} of {len(chosen)} broken rules were noticed.")
+    return unnoticed
+
+
+def _is_green(copy: Path) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    paths = ["test_webhook.py", "test_sns.py", "test_corpus.py", "test_fuzz.py", "test_at_once.py"]
+    result = subprocess.run(
+        [*command, *(f"tests/feedback/{path}" for path in paths)],
+        cwd=copy,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)},
+        capture_output=True,
+        check=False,
+        timeout=600,
+    )
+    return result.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(*sys.argv[1:2]) else 0)

@@ -1,0 +1,44 @@
+"""Every case of the corpus: the answer, and that nothing happened."""
+
+from __future__ import annotations
+
+import pytest
+from django_bouncy import signals
+from django_bouncy.models import Bounce, Complaint, Delivery
+
+from connect_mailer.feedback import sns
+from connect_mailer.models import NotificationReceipt, Unsubscribe
+from tests.feedback.corpus.cases import Case, make_all
+
+CASES = make_all()
+
+pytestmark = pytest.mark.django_db
+
+
+def test_the_corpus_is_wide_and_each_case_is_told_apart():
+    names = [case.name for case in CASES]
+    assert len(names) > 500
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.name))
+def test_case(case: Case, post, signer, downloads, settings, monkeypatch):
+    # Where a forged subscription would do harm.
+    settings.BOUNCY_AUTO_SUBSCRIBE = True
+    monkeypatch.setattr(sns, "fetch", lambda *args: pytest.fail("a call was made"))
+    signalled = []
+
+    def receive(**kwargs):
+        signalled.append(kwargs)
+
+    signals.notification.connect(receive)
+    try:
+        answer = post(case.make(signer))
+    finally:
+        signals.notification.disconnect(receive)
+    assert answer.status_code == case.status
+    assert downloads == []
+    assert bool(signalled) is (case.status == 200)
+    assert NotificationReceipt.objects.count() == len(signalled)
+    for table in (Bounce, Complaint, Delivery, Unsubscribe):
+        assert not table.objects.exists()

@@ -1,0 +1,149 @@
+"""Random requests: never a 5xx without a cause outside, no write without a signature."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.test import Client
+from django_bouncy.models import Bounce, Complaint, Delivery
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from connect_mailer.exceptions import NotificationRefused
+from connect_mailer.feedback import events, sns
+from connect_mailer.models import NotificationReceipt, OutgoingMessage, Unsubscribe
+from connect_mailer.testing.sns import make_bounce, make_complaint, make_delivery
+
+pytestmark = pytest.mark.django_db
+
+fuzz = settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+# Half surrogates and NULs as well: JSON can write them.
+texts = st.text(st.characters(exclude_categories=()), max_size=40)
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | texts
+json_values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+BASES = [
+    make_bounce(["a@example.com", "b@example.com"], event=True),
+    make_complaint(["a@example.com"]),
+    make_delivery(["a@example.com"]),
+]
+
+
+def send(body: bytes) -> int:
+    return Client().generic("POST", "/mail/bouncy/", body).status_code
+
+
+def count_all() -> int:
+    tables = (NotificationReceipt, Bounce, Complaint, Delivery, Unsubscribe, OutgoingMessage)
+    return sum(table.objects.count() for table in tables)
+
+
+@fuzz
+@given(st.binary(max_size=400))
+def test_any_bytes(body):
+    assert send(body) == 400
+    assert count_all() == 0
+
+
+@fuzz
+@given(json_values)
+def test_any_json(value):
+    assert send(json.dumps(value).encode()) == 400
+    assert count_all() == 0
+
+
+@fuzz
+@given(data=st.data())
+def test_a_genuine_request_with_one_field_replaced(signer, data):
+    kind = data.draw(
+        st.sampled_from(
+            [
+                signer.notification(BASES[0]),
+                signer.notification("x", subject="y", version="2"),
+                signer.unsubscribe_confirmation(),
+            ]
+        )
+    )
+    fields = json.loads(kind)
+    name = data.draw(st.sampled_from(sorted(set(fields) - {"UnsubscribeURL"})))
+    value = data.draw(leaves | json_values)
+    # A Subject of null is none, as in the signed text of a message that has none.
+    assume(value != fields[name])
+    fields[name] = value
+    before = count_all()
+    assert send(json.dumps(fields).encode()) == 400
+    assert count_all() == before
+
+
+@fuzz
+@given(data=st.data())
+def test_a_genuine_request_with_one_byte_replaced(signer, data):
+    genuine = signer.notification(BASES[0]).encode()
+    body = bytearray(genuine)
+    at = data.draw(st.integers(0, len(body) - 1))
+    body[at] = data.draw(st.integers(0, 255))
+    before = count_all()
+    status = send(bytes(body))
+    if status == 200:  # the same, written in another way, or a part that isn't signed
+        signed = sns.make_signed_text(sns.parse(genuine))
+        assert sns.make_signed_text(sns.parse(bytes(body))) == signed
+        return
+    assert count_all() == before
+    if status != 400:  # another certificate of SNS, which can't be had
+        assert status == 503
+        assert sns.parse(bytes(body)).signing_cert_url != signer.certificate_url
+
+
+@fuzz
+@given(data=st.data())
+def test_whatever_is_signed_is_taken(signer, data):
+    """Amazon signed it, so it is taken, whatever strangers made of what is in it."""
+    message = json.loads(json.dumps(data.draw(st.sampled_from(BASES))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        target = message
+        while True:
+            names = list(target) if isinstance(target, dict) else list(range(len(target)))
+            if not names:
+                break
+            name = data.draw(st.sampled_from(names))
+            inner = target[name]
+            if isinstance(inner, dict | list) and inner and data.draw(st.booleans()):
+                target = inner
+                continue
+            target[name] = data.draw(json_values)
+            break
+    body = signer.notification(json.dumps(message))
+    assert send(body.encode()) == 200
+
+
+@fuzz
+@given(message=json_values)
+def test_any_message_that_is_signed_is_taken(signer, message):
+    assert send(signer.notification(json.dumps(message)).encode()) == 200
+
+
+@fuzz
+@given(st.text(max_size=60) | texts)
+def test_addresses_fold_ascii_only(text):
+    address = events.read_address(text)
+    if address is not None and text.isascii():
+        assert address.isascii()
+    if address is not None:
+        assert events.read_address(address) == address
+
+
+@fuzz
+@given(st.text(max_size=200))
+def test_parse_refuses_or_returns(text):
+    with pytest.raises(NotificationRefused):
+        sns.parse(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,372 @@
+"""Authenticity apart from the webhook: downloads, certificates, memory, the signed text."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from connect_mailer.exceptions import NotificationRefused, NotificationUndecided
+from connect_mailer.feedback import sns
+from connect_mailer.testing.sns import TOPIC_ARN, SNSSigner
+
+HOST = "sns.us-east-1.amazonaws.com"
+NOW = datetime.now(UTC)
+
+
+class DictCache(dict):
+    def set(self, key, value, timeout):
+        self[key] = value
+
+
+def make_urls(number: int) -> list[str]:
+    return [f"https://{HOST}/SimpleNotificationService-{n}.pem" for n in range(number)]
+
+
+# The signed text
+
+
+def test_the_signed_text_of_a_notification():
+    # Source: Amazon SNS Developer Guide, "Verifying the signatures of Amazon SNS messages"
+    fields = {
+        "Type": "Notification",
+        "MessageId": "id",
+        "TopicArn": TOPIC_ARN,
+        "Message": "a\nb é",
+        "Timestamp": "2012-04-25T21:49:25.719Z",
+        "SignatureVersion": "1",
+        "Signature": "x",
+        "SigningCertURL": "x",
+        "MessageAttributes": {"unsigned": "x"},
+    }
+    head, tail = (
+        "Message\na\nb é\nMessageId\nid\n",
+        f"Timestamp\n2012-04-25T21:49:25.719Z\nTopicArn\n{TOPIC_ARN}\nType\nNotification\n",
+    )
+    for subject, middle in ((None, ""), ("hi", "Subject\nhi\n")):
+        given = fields if subject is None else {**fields, "Subject": subject}
+        text = sns.make_signed_text(sns.parse(json.dumps(given).encode()))
+        assert text == (head + middle + tail).encode()
+    null = sns.parse(json.dumps({**fields, "Subject": None}).encode())
+    assert sns.make_signed_text(null) == (head + tail).encode()
+
+
+@pytest.mark.parametrize("kind", [sns.SUBSCRIPTION, sns.UNSUBSCRIPTION])
+def test_the_signed_text_of_a_confirmation(kind):
+    fields = dict.fromkeys(sns.SIGNED_FIELDS[kind], "x") | {
+        "Type": kind,
+        "Subject": "unsigned",
+        "SignatureVersion": "1",
+        "Signature": "x",
+        "SigningCertURL": "x",
+    }
+    assert sns.make_signed_text(sns.parse(json.dumps(fields).encode())).decode() == (
+        "Message\nx\nMessageId\nx\nSubscribeURL\nx\nTimestamp\nx\nToken\nx\nTopicArn\nx\n"
+        f"Type\n{kind}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arn", "host"),
+    [
+        ("arn:aws:sns:eu-west-1:123456789012:a", "sns.eu-west-1.amazonaws.com"),
+        ("arn:aws-cn:sns:cn-north-1:123456789012:a", "sns.cn-north-1.amazonaws.com.cn"),
+        ("arn:aws-us-gov:sns:us-gov-west-1:123456789012:a", "sns.us-gov-west-1.amazonaws.com"),
+    ],
+)
+def test_the_host_of_a_topic(arn, host):
+    assert sns.get_host(arn) == host
+    signer = SNSSigner.generate(topic_arn=arn)
+    notification = sns.parse(signer.notification("x").encode())
+    sns.check_topic(notification, [arn])
+    sns.check_certificate_url(notification, None)
+
+
+@pytest.mark.parametrize("arn", ["arn:aws-iso:sns:x:123456789012:a", "arn:aws:sns:a.b:1:x", "x"])
+def test_a_topic_that_is_listed_and_no_arn(arn, signer):
+    notification = sns.parse(signer.notification("x", TopicArn=arn).encode())
+    with pytest.raises(NotificationRefused):
+        sns.check_topic(notification, [arn])
+    with pytest.raises(NotificationRefused):
+        sns.get_host(arn)
+
+
+# Certificates
+
+
+def test_a_good_certificate(signer):
+    for pem in (signer.certificate_pem, signer.certificate_pem.encode()):
+        key = sns.read_certificate(pem, host=HOST, now=NOW)
+        assert key.key_size == 2048
+    regional = SNSSigner.generate(name=HOST)
+    assert sns.read_certificate(regional.certificate_pem, host=HOST, now=NOW)
+
+
+BAD_SIGNERS = {
+    "small key": {"key_bits": 1024},
+    "expired": {"valid_until": NOW - timedelta(hours=1)},
+    "not yet valid": {"valid_from": NOW + timedelta(hours=1)},
+    "another name": {"name": "s3.amazonaws.com"},
+    "another region": {"name": "sns.us-west-2.amazonaws.com"},
+    "a wildcard": {"name": "*.amazonaws.com"},
+    "a longer name": {"name": "sns.amazonaws.com.evil.example"},
+}
+
+
+@pytest.mark.parametrize("fields", BAD_SIGNERS.values(), ids=BAD_SIGNERS)
+def test_a_certificate_that_is_not_sns(fields):
+    pem = SNSSigner.generate(**fields).certificate_pem
+    with pytest.raises(ValueError):  # noqa: PT011 (its reasons differ)
+        sns.read_certificate(pem, host=HOST, now=NOW)
+
+
+def test_what_is_no_single_certificate(signer):
+    other = SNSSigner.generate()
+    elliptic = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sns.amazonaws.com")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(elliptic.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + timedelta(days=1))
+        .sign(elliptic, hashes.SHA256())
+    )
+    pem = signer.certificate_pem
+    for value in (
+        None,
+        7,
+        [],
+        "",
+        b"\0" * 100,
+        "x" * 70_000,
+        pem + other.certificate_pem,
+        pem + pem,
+        signer.to_pem(),
+        pem[:-60],
+        pem.replace("CERTIFICATE", "PUBLIC KEY"),
+        pem + " " * 70_000,
+        certificate.public_bytes(serialization.Encoding.PEM),
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011 (its reasons differ)
+            sns.read_certificate(value, host=HOST, now=NOW)
+
+
+# Where keys come from
+
+
+def test_a_good_download_is_cached_and_a_bad_cache_entry_replaced(signer):
+    cache = DictCache({signer.certificate_url: "nonsense"})
+    pem = signer.certificate_pem.encode()
+    certificates = sns.Certificates(lambda host, target: pem)
+    assert certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+    assert cache == {signer.certificate_url: pem}
+
+
+@pytest.mark.parametrize("fields", BAD_SIGNERS.values(), ids=BAD_SIGNERS)
+def test_a_bad_certificate_is_neither_used_nor_cached(fields):
+    signer = SNSSigner.generate(**fields)
+    pem = signer.certificate_pem.encode()
+    for cache in (DictCache(), DictCache({signer.certificate_url: pem})):
+        before = dict(cache)
+        certificates = sns.Certificates(lambda host, target: pem)
+        with pytest.raises(NotificationUndecided):
+            certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+        assert cache == before
+
+
+def test_a_failure_is_remembered_for_a_while_only(signer):
+    now = [0.0]
+    asked = []
+
+    def download(host, target):
+        asked.append(target)
+        if len(asked) == 1:
+            raise NotificationUndecided("down")
+        return signer.certificate_pem.encode()
+
+    certificates = sns.Certificates(download, clock=lambda: now[0])
+    cache = DictCache()
+    for now[0] in (0.0, 1.0, sns.FAILURE_SECONDS - 1):
+        with pytest.raises(NotificationUndecided):
+            certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+    assert len(asked) == 1
+    now[0] = sns.FAILURE_SECONDS + 1
+    assert certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+    assert len(asked) == 2
+
+
+def test_a_flood_of_made_up_names_neither_grows_nor_blocks(signer):
+    def download(host, target):
+        if target.startswith("/SimpleNotificationService-" + "0" * 5):
+            raise OSError("not there")
+        return signer.certificate_pem.encode()
+
+    certificates = sns.Certificates(download)
+    for number in range(sns.MAX_FAILURES * 2):
+        url = f"https://{HOST}/SimpleNotificationService-00000{number}.pem"
+        with pytest.raises(NotificationUndecided):
+            certificates.get_key(url, host=HOST, cache=DictCache())
+    assert len(certificates._failed) == sns.MAX_FAILURES
+    assert certificates.get_key(signer.certificate_url, host=HOST, cache=DictCache())
+
+
+def test_one_download_of_a_certificate_at_a_time_and_few_in_all(signer):
+    free = threading.Event()
+    started = threading.Semaphore(0)
+    asked = []
+
+    def download(host, target):
+        asked.append(target)
+        started.release()
+        assert free.wait(30)
+        return signer.certificate_pem.encode()
+
+    certificates = sns.Certificates(download)
+    urls = make_urls(sns.MAX_DOWNLOADS)
+    results = []
+
+    def get(url):
+        results.append(certificates.get_key(url, host=HOST, cache=DictCache()))
+
+    threads = [threading.Thread(target=get, args=(url,)) for url in urls * 3]
+    for thread in threads:
+        thread.start()
+    for _ in urls:
+        assert started.acquire(timeout=30)
+    with pytest.raises(NotificationUndecided, match="too many"):
+        certificates.get_key(signer.certificate_url, host=HOST, cache=DictCache())
+    free.set()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(threads)
+    assert sorted(asked) == sorted(url.removeprefix(f"https://{HOST}") for url in urls)
+    assert certificates.get_key(signer.certificate_url, host=HOST, cache=DictCache())
+
+
+def test_who_waits_gives_up(signer, monkeypatch):
+    monkeypatch.setattr(sns, "DOWNLOAD_SECONDS", 0.01)
+    free = threading.Event()
+    certificates = sns.Certificates(lambda host, target: b"x" * free.wait(30))
+    with pytest.raises(NotificationUndecided, match="in time"):
+        certificates.get_key(signer.certificate_url, host=HOST, cache=DictCache())
+    free.set()
+
+
+# The download
+
+
+@pytest.fixture(scope="module")
+def tls() -> tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]:
+    signer = SNSSigner.generate(name="localhost")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(signer.to_pem())
+        file.flush()
+        server.load_cert_chain(file.name)
+    return server, lambda: ssl.create_default_context(cadata=signer.certificate_pem)
+
+
+@contextmanager
+def serve(context: ssl.SSLContext, answer: Callable[[ssl.SSLSocket], None]) -> Iterator[int]:
+    """One TLS connection on a free port, answered by ``answer`` after the request."""
+    listener = socket.create_server(("localhost", 0))
+
+    def run() -> None:
+        plain, _address = listener.accept()
+        with plain:
+            try:
+                with context.wrap_socket(plain, server_side=True) as connection:
+                    connection.recv(65_536)
+                    answer(connection)
+            except OSError:
+                return  # the client went away
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        thread.join(30)
+        listener.close()
+
+
+def fetch(tls, answer, **options) -> bytes:
+    server, make_client = tls
+    options.setdefault("context", make_client())
+    with serve(server, answer) as port:
+        return sns.fetch("localhost", "/x.pem", port=port, **options)
+
+
+def respond(status: str, body: bytes = b"", *headers: str) -> Callable[[ssl.SSLSocket], None]:
+    lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "", ""]
+    return lambda connection: connection.sendall("\r\n".join(lines).encode() + body)
+
+
+def test_a_download(tls, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert fetch(tls, respond("200 OK", b"x" * sns.MAX_DOWNLOAD_BYTES)) == b"x" * 65_536
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        respond("301 Moved", b"", "Location: https://localhost/"),
+        respond("302 Found", b"x", "Location: http://169.254.169.254/"),
+        respond("204 No Content"),
+        respond("206 Partial Content", b"x"),
+        respond("403 Forbidden", b"<Error/>"),
+        respond("404 Not Found"),
+        respond("500 Oh"),
+        respond("200 OK", b"x" * 65_537),
+        lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"),
+        lambda connection: connection.sendall(b"nonsense\r\n\r\n"),
+        lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000),
+        lambda connection: None,
+    ],
+)
+def test_a_download_that_fails(tls, answer):
+    with pytest.raises(NotificationUndecided):
+        fetch(tls, answer)
+
+
+def test_a_download_from_who_cannot_prove_the_name(tls):
+    with pytest.raises(NotificationUndecided, match="SSLCertVerificationError"):
+        fetch(tls, respond("200 OK", b"x"), context=ssl.create_default_context())
+
+
+def test_a_trickle_does_not_outlast_the_time_of_the_whole(tls):
+    done = threading.Event()
+
+    def trickle(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        # Each byte comes well before a time-out of one read would end.
+        while not done.wait(0.05):
+            connection.sendall(b"x")
+
+    server, make_client = tls
+    with serve(server, trickle) as port:
+        with pytest.raises(NotificationUndecided, match="Timeout"):
+            sns.fetch("localhost", "/", port=port, seconds=0.5, context=make_client())
+        done.set()
+
+
+def test_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(NotificationUndecided, match="ConnectionRefused"):
+        sns.fetch("127.0.0.1", "/", port=port)
