@@ -126,7 +126,7 @@ def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
 def _find_users(keys: Collection[str]) -> dict[str, Any]:
     user_model = get_user_model()
     field = user_model.get_email_field_name()
-    users = user_model._default_manager.annotate(lower_email=Lower(field))  # noqa: SLF001 (documented)
+    users = user_model._default_manager.annotate(lower_email=Lower(field))
     found = users.filter(lower_email__in=keys).order_by("-pk").values_list("pk", field)
     # The database folds more than ASCII letters: compare as addresses are compared.
     return {events.read_address(email) or "": pk for pk, email in found}

@@ -88,7 +88,7 @@ def make_rows(event: Event, notification: Notification) -> list[models.Model]:
         model(**_cut(model, {**shared, **_describe_recipient(event, recipient)}))
         for recipient in event.recipients
     ]
-    manager = model._default_manager  # noqa: SLF001 (documented)
+    manager = model._default_manager
     manager.bulk_create(rows)
     if rows[0].pk is None:
         # Databases that don't return the ids of a bulk insert give them in its order.
@@ -261,7 +261,7 @@ def _describe_recipient(event: Event, recipient: events.Recipient) -> dict[str, 
 
 
 def _cut(model: type[models.Model], values: Mapping[str, Any]) -> dict[str, Any]:
-    meta, cut = model._meta, {}  # noqa: SLF001 (documented)
+    meta, cut = model._meta, {}
     for name, value in values.items():
         max_length = getattr(meta.get_field(name), "max_length", None)
         cut[name] = value[:max_length] if max_length and isinstance(value, str) else value

@@ -60,21 +60,29 @@ def endpoint(request: HttpRequest) -> HttpResponse:
         if len(body) > sns.MAX_BODY_BYTES:
             return _answer(413, "Too large")
         notification = _authenticate(body)
-        _HANDLERS[notification.type](notification, request)
     except NotificationRefused as error:
         logger.info("Notification refused: %s", error)
         return _answer(400, "Refused")
+    except UnreadablePostError:
+        return _answer(503, "Try again")
     except NotificationUndecided as error:
         logger.warning("Notification not decided, SNS shall try again: %s", error)
         return _answer(503, "Try again")
-    except UnreadablePostError:
+    except Exception:
+        logger.exception("Notification not decided, SNS shall try again")
         return _answer(503, "Try again")
-    except Http404:
-        raise
+    # From here on it is genuine: whatever a receiver raises, SNS shall try again.
+    try:
+        status = _HANDLERS[notification.type](notification, request)
+    except NotificationUndecided as error:
+        logger.warning("Notification not decided, SNS shall try again: %s", error)
+        return _answer(503, "Try again")
     except Exception:
         logger.exception("Notification not taken, SNS shall try again")
         return _answer(503, "Try again")
-    return _answer(200, "OK")
+    if status == 404:
+        raise Http404
+    return _answer(status, "OK" if status == 200 else "Refused")
 
 
 def _read_body(request: HttpRequest) -> bytes:
@@ -104,7 +112,7 @@ def _authenticate(body: bytes) -> sns.Notification:
     return notification
 
 
-def _take(notification: sns.Notification, request: HttpRequest) -> None:
+def _take(notification: sns.Notification, request: HttpRequest) -> int:
     if "django_bouncy" not in apps.app_configs:
         raise ConfigurationError(
             "INSTALLED_APPS lacks 'connect_mailer.bouncy', which keeps bounces and complaints."
@@ -126,7 +134,7 @@ def _take(notification: sns.Notification, request: HttpRequest) -> None:
             )
             if event is None:
                 logger.info("Notification %s is not about mail", _quote(notification.message_id))
-                return
+                return 200
             rows = records.make_rows(event, notification)
             with receivers.together():
                 for row in rows:
@@ -139,7 +147,7 @@ def _take(notification: sns.Notification, request: HttpRequest) -> None:
             records.settle(event, using=using)
     except records.AlreadyTakenError:
         logger.info("Notification %s was taken before", _quote(notification.message_id))
-        return
+        return 200
     if event.kind in events.WRITTEN or event.kind in events.SILENT:
         logger.info(
             "Notification %s taken: %s, %d rows",
@@ -153,20 +161,22 @@ def _take(notification: sns.Notification, request: HttpRequest) -> None:
             _quote(notification.message_id),
             _quote(event.kind),
         )
+    return 200
 
 
-def _subscribe(notification: sns.Notification, request: HttpRequest) -> None:
+def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
     _signal_notification(notification, request)
     if not conf.auto_subscribe:
         logger.warning(
             "A subscription of %s waits to be confirmed; set BOUNCY_AUTO_SUBSCRIBE for that",
             notification.topic_arn,
         )
-        raise Http404
+        return 404
     host = sns.get_host(notification.topic_arn)
     pattern = conf.subscribe_domain_regex
     if pattern is not None and not pattern.search(host):
-        raise NotificationRefused("the subscription's host is not accepted by the settings")
+        logger.warning("BOUNCY_SUBSCRIBE_DOMAIN_REGEX does not accept %s", host)
+        return 400
     result = _confirm(host, sns.make_subscribe_target(notification))
     if "django_bouncy" in apps.app_configs:
         from django_bouncy import signals
@@ -175,6 +185,7 @@ def _subscribe(notification: sns.Notification, request: HttpRequest) -> None:
             sender="bouncy_approve_subscription", result=result, notification=notification.data
         )
     logger.info("The subscription of %s is confirmed", notification.topic_arn)
+    return 200
 
 
 def _confirm(host: str, target: str) -> bytes:
@@ -188,13 +199,14 @@ def _confirm(host: str, target: str) -> bytes:
         executor.shutdown(wait=False)
 
 
-def _unsubscribe(notification: sns.Notification, request: HttpRequest) -> None:
+def _unsubscribe(notification: sns.Notification, request: HttpRequest) -> int:
     _signal_notification(notification, request)
     logger.error(
         "The subscription of %s was ended: no bounce or complaint comes back any more until "
         "it is subscribed again",
         notification.topic_arn,
     )
+    return 200
 
 
 def _signal_notification(notification: sns.Notification, request: HttpRequest) -> None:
@@ -206,7 +218,7 @@ def _signal_notification(notification: sns.Notification, request: HttpRequest) -
         )
 
 
-_HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], None]]] = {
+_HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], int]]] = {
     sns.NOTIFICATION: _take,
     sns.SUBSCRIPTION: _subscribe,
     sns.UNSUBSCRIPTION: _unsubscribe,

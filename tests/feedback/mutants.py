@@ -52,10 +52,18 @@ MUTANTS = [
         ("topic logged once", "now - _topic_logged_at < _TOPIC_LOG_SECONDS", "False"),
         ("log lines", "return ascii(text[:100])", "return text"),
         ("refused is 400", "_answer(400,", "_answer(503,"),
-        ("undecided is 503", '_answer(503, "Try again")', '_answer(400, "Refused")'),
+        (
+            "undecided is 503",
+            'shall try again: %s", error)\n        return _answer(503, "Try again")',
+            'shall try again: %s", error)\n        return _answer(400, "Refused")',
+        ),
+        (
+            "whatever a receiver raises",
+            'logger.exception("Notification not taken, SNS shall try again")\n',
+            'logger.exception("Notification not taken, SNS shall try again")\n        raise\n',
+        ),
         ("no other error is 500", "except Exception:", "except ZeroDivisionError:"),
         ("one transaction", "with transaction.atomic(using=using):", "if True:"),
-        ("locks are not waited for", "_hurry(using)\n", "pass\n"),
         ("once", "records.make_receipt(notification, using=using)", "pass"),
         ("outbox settled", "records.settle(event, using=using)", "pass"),
         ("written together", "with receivers.together():", "if True:"),
@@ -137,8 +145,8 @@ MUTANTS = [
         ),
         (
             "what is cached is examined",
-            "                try:\n                    return read_certificate(pem, host=host, now=now)",
-            "                try:\n                    return _load_certificate(pem).key",
+            "return read_certificate(pem, host=host, now=now)",
+            "return _load_certificate(pem).key",
         ),
         (
             "cache out of reach, read",
@@ -229,6 +237,11 @@ MUTANTS = [
 ]
 
 
+# A rule that only PostgreSQL's tests can hold.
+if os.environ.get("TEST_DATABASE") == "postgres":
+    MUTANTS += _mutants("webhook.py", ("locks are not waited for", "_hurry(using)\n", "pass\n"))
+
+
 def main(word: str = "") -> int:
     """Try every mutant whose rule or file has ``word``; return how many nobody noticed."""
     unnoticed = 0
@@ -239,7 +252,7 @@ def main(word: str = "") -> int:
             shutil.copytree(ROOT / name, copy / name, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
         if not _is_green(copy):
-            print("The tests fail before anything is broken.")
+            print("The tests fail before anything is broken.")  # noqa: T201
             return 1
         chosen = [m for m in MUTANTS if word in m.rule or word in m.file]
         for mutant in chosen:
@@ -252,8 +265,8 @@ def main(word: str = "") -> int:
                 outcome = "UNNOTICED" if _is_green(copy) else "noticed"
                 path.write_text(text)
             unnoticed += outcome != "noticed"
-            print(f"{outcome:10} {mutant.file:14} {mutant.rule}", flush=True)
-        print(f"{len(chosen) - unnoticed} of {len(chosen)} broken rules were noticed.")
+            print(f"{outcome:10} {mutant.file:14} {mutant.rule}", flush=True)  # noqa: T201
+        print(f"{len(chosen) - unnoticed} of {len(chosen)} broken rules were noticed.")  # noqa: T201
     return unnoticed
 
 

@@ -16,7 +16,7 @@ from django_bouncy import signals
 from django_bouncy.models import Bounce, Complaint, Delivery
 
 from connect_mailer import signals as outbox_signals
-from connect_mailer.exceptions import NotificationUndecided
+from connect_mailer.exceptions import NotificationRefused, NotificationUndecided
 from connect_mailer.feedback import sns, webhook
 from connect_mailer.models import (
     NotificationReceipt,
@@ -286,7 +286,9 @@ def test_a_second_delivery_writes_nothing(post, signer, connected):
 
 
 @pytest.mark.parametrize("signal", [signals.notification, signals.feedback])
-@pytest.mark.parametrize("error", [RuntimeError, OperationalError, NotificationUndecided])
+@pytest.mark.parametrize(
+    "error", [RuntimeError, OperationalError, NotificationUndecided, NotificationRefused, Http404]
+)
 def test_a_receiver_that_raises_leaves_nothing(post, signer, connected, signal, error):
     def fail(**kwargs):
         raise error("no")
