@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from django.urls import path
 
+from connect_mailer.feedback.webhook import endpoint
 from connect_mailer.optout import views as optout
 
 urlpatterns = [
+    path("bouncy/", endpoint, name="bouncy"),
     path("unsubscribe/<str:token>/", optout.unsubscribe, name="unsubscribe"),
 ]
