@@ -57,7 +57,8 @@ class _Backend(BaseEmailBackend):
     def _read(
         self, messages: Sequence[EmailMessage]
     ) -> tuple[list[Draft], list[tuple[EmailMessage, Exception]]]:
-        drafts, errors = [], []
+        drafts: list[Draft] = []
+        errors: list[tuple[EmailMessage, Exception]] = []
         for message in messages:
             try:
                 draft = envelope.read(message, self.options)

@@ -6,12 +6,14 @@ Ids are stable and never used again with another meaning.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import django
 from django.apps import AppConfig, apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Warning as Caution
 from django.utils.module_loading import import_string
 
 from connect_mailer.conf import (
@@ -114,7 +116,7 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         )
     if not apps.is_installed("django_bouncy"):
         messages.append(
-            Warning(
+            Caution(
                 "Bounces and complaints are not taken: django-bouncy is not installed.",
                 hint='Add "connect_mailer.bouncy" to INSTALLED_APPS.',
                 id="connect_mailer.W001",
@@ -122,7 +124,7 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         )
     elif _try(lambda: conf.topic_arns) == ():
         messages.append(
-            Warning(
+            Caution(
                 "BOUNCY_TOPIC_ARN is empty, so /mail/bouncy/ accepts nothing: bounces and "
                 "complaints don't become Unsubscribe rows.",
                 hint="Set it to the ARNs of the SNS topics that SES publishes to.",
@@ -138,7 +140,7 @@ def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     url = _try(lambda: conf.unsubscribe_base_url)
     if url == "":
         return [
-            Warning(
+            Caution(
                 "Mail has no link to opt out, since the site's address is not known.",
                 hint=f'Set {SETTING}["UNSUBSCRIBE_BASE_URL"], such as "https://www.example.com".',
                 id="connect_mailer.W003",
@@ -146,7 +148,7 @@ def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
         ]
     if url and url.startswith("http:") and not settings.DEBUG:
         return [
-            Warning(
+            Caution(
                 f"Links to opt out start with {url!r}; mail providers take one-click links by "
                 "https only (RFC 8058).",
                 hint=f'Use https in {SETTING}["UNSUBSCRIBE_BASE_URL"] or ORIGIN.',
@@ -170,10 +172,10 @@ def check_error_mail(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         path = handler.get("email_backend")
         if using := handler.get("using"):
             path = _get_mailers().get(using, {}).get("BACKEND")
-        backend = _try(lambda path=path or default: import_string(path))
+        backend = _try(partial(import_string, str(path or default)))
         if backend is not None and _queues(backend):
             return [
-                Warning(
+                Caution(
                     f"The log handler {name!r} queues its mail in the database: when that or a "
                     "transaction fails, nobody is told.",
                     hint=f'Give it "email_backend": {SES_BACKEND!r} in LOGGING (Django >= 6.1 '

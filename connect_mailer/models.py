@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -224,7 +225,7 @@ class OutgoingMessage(models.Model):
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True, db_index=True)
 
     if TYPE_CHECKING:
-        content_id: uuid.UUID | None
+        content_id: UUID | None
         recipients: models.Manager[OutgoingRecipient]
 
     class Meta:

@@ -45,8 +45,9 @@ def sweep() -> None:
     using = outbox.get_database()
     if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using):
         return
-    if not leases.find_alive(PAUSE, using=using) and outbox.is_due(using=using):
-        wake()
+    # A wake-up that is pending may be lost, so it is not asked about here.
+    if not leases.find_alive(PAUSE, name_drain(1), using=using) and outbox.is_due(using=using):
+        _publish(deliver)
     if leases.acquire("purge", PURGE_SECONDS, using=using):
         _publish(purge)
 
@@ -98,7 +99,7 @@ def _publish(task: Any) -> None:
             try:
                 # One try, none of Celery's retries: it is asked for again anyway.
                 task.apply_async(queue=conf.queue, retry=False)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # Whatever a broker's library raises: the mail is in the database, and whoever
                 # stored it must not fail for this.
                 logger.warning("The broker is out of reach, mail waits for it: %r", error)
@@ -131,9 +132,9 @@ def _start_sweeping(sender: Any, **kwargs: Any) -> None:
 @worker_shutting_down.connect
 def _stop_drains(**kwargs: Any) -> None:
     """A pool of threads gets no signal of its own."""
-    from connect_mailer.sending.delivery import stop
+    from connect_mailer.sending.delivery import stopping
 
-    stop.set()
+    stopping.set()
 
 
 _timer: Any = None

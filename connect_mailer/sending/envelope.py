@@ -307,4 +307,4 @@ def _serialise(message: EmailMessage) -> bytes:
     """The bytes that Django's own SMTP backend would send, on each version."""
     if django.VERSION >= (6, 0):
         return message.message(policy=email.policy.SMTP).as_bytes()
-    return message.message().as_bytes(linesep="\r\n")
+    return message.message().as_bytes(linesep="\r\n")  # type: ignore[call-arg]

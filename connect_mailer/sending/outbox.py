@@ -129,7 +129,7 @@ def _fetch_ids(messages: Sequence[OutgoingMessage], using: str) -> None:
         message.pk = ids[message.uuid]
 
 
-# Out: claims
+# Out: what a drain takes
 
 
 def _due(using: str) -> QuerySet[OutgoingMessage]:
@@ -173,7 +173,8 @@ def claim(
                 )
             )
         )
-        taken = []
+        taken: list[OutgoingMessage] = []
+        row: OutgoingMessage
         for row in candidates[:slots]:
             tokens -= row.cost
             max_bytes -= row.size
@@ -211,7 +212,7 @@ def _row_locks(using: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-# Back: results
+# Back: what became of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +344,7 @@ def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:
         return value
     return Case(
         *(When(pk=result.pk, then=value(result)) for result in results),
-        output_field=OutgoingMessage._meta.get_field(name),
+        output_field=OutgoingMessage._meta.get_field(name),  # type: ignore[arg-type]
     )
 
 

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from connect_mailer.exceptions import (
@@ -144,7 +145,8 @@ class SESClient:
         connect_timeout: float,
         read_timeout: float,
     ) -> None:
-        self._make = lambda: _make_client(
+        self._make: Callable[[], Any] = partial(
+            _make_client,
             region=region,
             endpoint_url=endpoint_url,
             access_key_id=access_key_id,

@@ -80,8 +80,8 @@ class DjangoTransport:
         if self._name in mailers:
             backend: BaseEmailBackend = mailers[self._name]
             return backend
-        backend = import_string(self._name)()
-        return backend
+        made: BaseEmailBackend = import_string(self._name)()
+        return made
 
 
 class FrozenMessage(EmailMessage):
@@ -99,9 +99,13 @@ class FrozenMessage(EmailMessage):
             cc=[str(value) for value in parsed.get_all("Cc", [])],
         )
 
-    def message(self, *, policy: email.policy.Policy = email.policy.default) -> Any:
+    def message(  # type: ignore[override]
+        self, *, policy: email.policy.Policy[Any] = email.policy.default
+    ) -> Any:
         """The frozen message, parsed; as a whole it serialises to the bytes that were frozen."""
-        message = email.message_from_bytes(self._envelope.mime, _class=_FrozenMIME, policy=policy)
+        message: Any = email.message_from_bytes(
+            self._envelope.mime, _class=_FrozenMIME, policy=policy
+        )
         message.frozen = self._envelope.mime
         return message
 

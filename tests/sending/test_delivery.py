@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -419,7 +420,7 @@ class TestPace:
         drain(limiter=StubLimiter(reservation), rate=20.0)
 
         times = [mail.received_at for mail in ses.mailbox()]
-        gaps = [(b - a).total_seconds() for a, b in zip(times, times[1:], strict=False)]
+        gaps = [(b - a).total_seconds() for a, b in pairwise(times)]
         assert sum(gaps) > 0.1  # 3 slots of 0.05 s, less what is caught up with
 
     def test_a_wait_that_outlasts_the_drain(self, ses: LocalSES) -> None:
@@ -444,12 +445,21 @@ class TestLifeOfADrain:
             made = drain(limiter=StubLimiter(slow), rate=0.2, one_pass=False)
         finally:
             timer.join()
-            delivery.stop.clear()
             signal.signal(signal.SIGTERM, previous)
 
         assert made.sent == len(ses.mailbox()) == 1
         statuses = OutgoingMessage.objects.values_list("status", "attempts")
         assert sorted(statuses) == [("queued", 0)] * 3 + [("sent", 1)]
+
+    def test_a_worker_that_shuts_down(self, ses: LocalSES) -> None:
+        queue("a@example.org")
+        delivery.stopping.set()
+        try:
+            assert drain(one_pass=False).sent == 0
+        finally:
+            delivery.stopping.clear()
+
+        assert get_row().status == Status.QUEUED
 
     def test_a_lost_lease_ends_it(self, ses: LocalSES) -> None:
         queue("a@example.org")

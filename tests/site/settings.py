@@ -1,0 +1,25 @@
+"""Settings of the site, from the environment that the test makes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tests.servers import postgres
+from tests.settings import INSTALLED_APPS, TEMPLATES  # noqa: F401
+
+SECRET_KEY = "a key for tests only"
+USE_TZ = True
+ROOT_URLCONF = "tests.urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DEFAULT_FROM_EMAIL = "site@example.com"
+DATABASES: dict[str, Any] = {"default": {**postgres(), "NAME": os.environ["SITE_DATABASE"]}}
+
+CELERY_BROKER_URL = os.environ["SITE_REDIS_URL"]
+
+AWS_ACCESS_KEY_ID = AWS_SECRET_ACCESS_KEY = "test"
+CONNECT_MAILER = {
+    "SES_REGION": "us-east-1",
+    "SES_ENDPOINT_URL": os.environ["SITE_SES_URL"],
+    "MAX_DRAINS": 4,
+}
