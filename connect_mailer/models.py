@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -76,7 +77,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             address=key,
             source=source,
             mailing_list=mailing_list,
-            defaults={"user_id": _find_user_id(key)},
+            defaults={"user_id": partial(_find_user_id, key)},
         )
 
 

@@ -1,0 +1,97 @@
+"""System checks: each mistake is named, and a good set-up is silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+
+pytestmark = pytest.mark.django_db  # some of Django's checks ask the database
+
+GOOD = {"UNSUBSCRIBE_BASE_URL": "https://www.example.com"}
+QUEUE = "connect_mailer.backend.ConnectMailerBackend"
+SES = "connect_mailer.backend.SESBackend"
+
+
+@pytest.fixture(autouse=True)
+def good(settings: Any) -> None:
+    settings.CONNECT_MAILER = dict(GOOD)
+    settings.BOUNCY_TOPIC_ARN = ["arn:aws:sns:us-east-1:123456789012:feedback"]
+    settings.ADMINS = []
+
+
+def run() -> dict[str, str]:
+    """Our messages by id, as one text each."""
+    found: dict[str, str] = {}
+    for message in run_checks():
+        if str(message.id).startswith("connect_mailer."):
+            name = str(message.id).partition(".")[2]
+            found[name] = f"{found.get(name, '')} {message.msg} {message.hint}"
+    return found
+
+
+def test_a_good_set_up_is_silent() -> None:
+    assert run() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "words"),
+    [
+        ("nothing", "E001", "'nothing'"),
+        ({"RATES": 1}, "E002", 'CONNECT_MAILER["RATES"]'),
+        ({"RATE": "fast"}, "E003", "'fast'"),
+        ({"IN_DOUBT": "maybe"}, "E003", "'maybe'"),
+        ({"LEASE_SECONDS": 2}, "E003", "at least 5"),
+        ({"UNSUBSCRIBE_BASE_URL": "example.com"}, "E003", "'example.com'"),
+        ({"TRANSPORT": "no.such.Backend"}, "E004", "no.such.Backend"),
+        ({"TRANSPORT": QUEUE}, "E005", "itself"),
+        ({"TRANSPORT": "connect_mailer.backend.TransactionalBackend"}, "E005", "itself"),
+        ({"LEASE_SECONDS": 10}, "E006", "13 s"),
+        ({"UNSUBSCRIBE_BASE_URL": "http://www.example.com"}, "W004", "https"),
+        ({"UNSUBSCRIBE_BASE_URL": ""}, "W003", "UNSUBSCRIBE_BASE_URL"),
+    ],
+)
+def test_mistakes_in_the_dict(settings: Any, options: Any, name: str, words: str) -> None:
+    settings.CONNECT_MAILER = {**GOOD, **options} if isinstance(options, dict) else options
+
+    found = run()
+
+    assert words in found[name]
+
+
+def test_good_transports(settings: Any) -> None:
+    for path in (
+        SES,
+        "seacucumber.backend.SESBackend",
+        "django.core.mail.backends.smtp.EmailBackend",
+    ):
+        settings.CONNECT_MAILER = {**GOOD, "TRANSPORT": path}
+        assert run() == {}
+
+
+def test_no_topic(settings: Any) -> None:
+    settings.BOUNCY_TOPIC_ARN = None
+
+    assert set(run()) == {"W002"}
+
+
+def test_verification_can_not_be_switched_off(settings: Any) -> None:
+    settings.BOUNCY_VERIFY_CERTIFICATE = False
+
+    assert set(run()) == {"E007"}
+
+
+def test_mail_about_errors_that_is_queued(settings: Any) -> None:
+    settings.ADMINS = ["admin@example.com"]
+    if hasattr(settings, "MAILERS"):
+        settings.MAILERS = {"default": {"BACKEND": QUEUE}, "errors": {"BACKEND": SES}}
+        way_out = {"using": "errors"}
+    else:
+        settings.EMAIL_BACKEND = QUEUE
+        way_out = {"email_backend": SES}
+    handler = {"class": "django.utils.log.AdminEmailHandler"}
+
+    assert set(run()) == {"W005"}
+    settings.LOGGING = {"version": 1, "handlers": {"mail_admins": {**handler, **way_out}}}
+    assert run() == {}
