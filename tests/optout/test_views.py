@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.test import Client, override_settings
+from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import translation
+
+from connect_mailer.conf import conf
+from connect_mailer.models import Unsubscribe
+from connect_mailer.optout.tokens import make_token
+
+pytestmark = pytest.mark.django_db
+
+ADDRESS = "ada+news@example.com"
+
+
+def _url(mailing_list="", address=ADDRESS):
+    return reverse("unsubscribe", kwargs={"token": make_token(address, mailing_list)})
+
+
+def _rows():
+    return list(Unsubscribe.objects.values_list("address", "source", "mailing_list"))
+
+
+def _title(response):
+    return re.search("<title>(.*?)</title>", response.content.decode(), re.DOTALL)[1]
+
+
+def _text(response):
+    return " ".join(
+        re.sub(
+            r"<style>.*</style>|<[^>]+>", " ", response.content.decode(), flags=re.DOTALL
+        ).split()
+    )
+
+
+# A scanner looks
+
+
+@pytest.mark.parametrize("method", ["get", "head"])
+def test_looking_changes_nothing_and_asks_the_database_nothing(method, client):
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        response = getattr(client, method)(_url())
+    assert response.status_code == 200
+    assert not queries.captured_queries
+    assert not _rows()
+
+
+def test_the_page_asks_and_its_button_opts_out(client):
+    page = client.get(_url()).content.decode()
+    form = re.search('<form method="post">.*</form>', page, re.DOTALL)[0]
+    fields = dict(re.findall('name="(.*?)" value="(.*?)"', form))
+    assert fields == {"List-Unsubscribe": "One-Click"}
+    assert "ada+news@example.com" in page
+    client.post(_url(), fields)
+    assert _rows() == [(ADDRESS, "user", "")]
+
+
+# A mail provider posts
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", ""),
+        (b"List-Unsubscribe=One-Click", "application/x-www-form-urlencoded"),
+        (encode_multipart(BOUNDARY, {"List-Unsubscribe": "One-Click"}), MULTIPART_CONTENT),
+        (b"--x\r\nbroken", "multipart/form-data; boundary=x"),
+        (b"\xff\xfe{", "application/json; charset=no-such"),
+        (b"List-Unsubscribe=One-Click" * 200_000, "application/x-www-form-urlencoded"),
+    ],
+)
+def test_one_click(body, content_type):
+    client = Client(enforce_csrf_checks=True)
+    response = client.generic("POST", _url(), body, content_type=content_type)
+    assert response.status_code == 200
+    assert _rows() == [(ADDRESS, "user", "")]
+
+
+def test_neither_cookie_nor_login_nor_redirect(client):
+    for response in (client.get(_url()), client.post(_url())):
+        assert response.status_code == 200
+        assert not response.cookies
+        assert "Cookie" not in response.get("Vary", "")
+
+
+def test_again_is_once(client):
+    first = client.post(_url())
+    second = client.post(_url())
+    assert first.status_code == second.status_code == 200
+    assert first.content == second.content
+    assert _rows() == [(ADDRESS, "user", "")]
+
+
+def test_the_opt_out_is_of_the_list_in_the_link(client):
+    client.post(_url("digest"))
+    assert _rows() == [(ADDRESS, "user", "digest")]
+
+
+def test_the_user_who_has_the_address_is_linked(client):
+    ada = get_user_model().objects.create_user("ada", email="Ada+News@Example.com")
+    client.post(_url())
+    assert Unsubscribe.objects.get().user == ada
+
+
+def test_it_costs_one_insert(client):
+    with CaptureQueriesContext(connection) as queries:
+        client.post(_url())
+    statements = [query["sql"].split()[0] for query in queries]
+    assert statements.count("INSERT") == 1
+    assert statements.count("SELECT") <= 2
+    assert not {"UPDATE", "DELETE"} & set(statements)
+    with CaptureQueriesContext(connection) as queries:
+        client.post(_url())
+    assert "INSERT" not in [query["sql"].split()[0] for query in queries]
+
+
+@pytest.mark.parametrize("method", ["put", "patch", "delete", "options", "trace"])
+def test_other_methods_are_not_allowed(method, client):
+    response = getattr(client, method)(_url())
+    assert response.status_code == 405
+    assert response["Allow"] == "GET, HEAD, POST"
+    assert not _rows()
+
+
+def test_a_site_behind_a_login_still_lets_readers_out(settings, client):
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    assert client.get(_url()).status_code == 200
+    assert client.post(_url()).status_code == 200
+    assert _rows()
+
+
+# A broken link
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("token", ["nonsense", "a.b", "%2e%2e", "x" * 5000, "%ff%00"])
+def test_a_broken_link_gets_a_page_that_helps(method, token, client):
+    response = getattr(client, method)(f"/mail/unsubscribe/{token}/")
+    assert response.status_code == 404
+    assert "This link does not work" in _text(response)
+    assert response["Referrer-Policy"] == "no-referrer"
+    assert not _rows()
+
+
+def test_an_altered_link_opts_nobody_out(client):
+    response = client.post(_url().replace("/unsubscribe/W", "/unsubscribe/X"))
+    assert response.status_code == 404
+    assert not _rows()
+
+
+# What the pages tell others
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_headers(method, client):
+    response = getattr(client, method)(_url())
+    assert "no-store" in response["Cache-Control"]
+    assert "private" in response["Cache-Control"]
+    assert response["X-Robots-Tag"] == "noindex"
+    assert response["Referrer-Policy"] == "no-referrer"
+    assert response["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_the_policy_allows_the_style_of_the_page_and_no_script(method, client):
+    response = getattr(client, method)(_url())
+    policy = dict(
+        directive.split(None, 1) for directive in response["Content-Security-Policy"].split("; ")
+    )
+    page = response.content.decode()
+    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy["style-src"]
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert "unsafe" not in response["Content-Security-Policy"]
+    assert not re.search(r"<script|<link|<img|\sstyle=|\son\w+=|https?:", page)
+
+
+def test_no_address_in_title_and_log(client, caplog):
+    caplog.set_level("DEBUG")
+    for response in (client.get(_url()), client.post(_url("digest")), client.put(_url())):
+        assert response.status_code in (200, 405)
+        if response.status_code == 200:
+            assert "ada" not in _title(response)
+    assert conf.hash_address(ADDRESS) in caplog.text
+    assert "opted out of 'digest'" in caplog.text
+    assert "ada" not in caplog.text
+    ours = [record for record in caplog.records if record.name.startswith("connect_mailer")]
+    assert ours
+    assert not [record for record in ours if make_token(ADDRESS, "digest") in record.getMessage()]
+
+
+def test_what_a_link_carries_is_escaped(client):
+    page = client.get(_url("<script>alert(1)</script>")).content.decode()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+
+
+# For readers
+
+
+def test_what_a_reader_is_told(client):
+    assert "www.example.org will send no more mail to ada+news@example.com" in _text(
+        client.get(_url(), headers={"host": "www.example.org"})
+    )
+    assert "The list “digest” of testserver will no longer be sent to" in _text(
+        client.post(_url("digest"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("language", "title"),
+    [
+        ("es-MX,es;q=0.9", "Cancelar la suscripción"),
+        ("fr", "Se désabonner"),
+        ("de-AT", "Abmelden"),
+        ("en", "Unsubscribe"),
+        ("tlh", "Unsubscribe"),
+    ],
+)
+def test_pages_speak_the_language_of_the_reader(language, title, client):
+    before = translation.get_language()
+    response = client.get(_url(), headers={"accept-language": language})
+    assert _title(response).startswith(title)
+    assert f'<html lang="{language[:2] if language != "tlh" else "en"}' in response.content.decode()
+    assert translation.get_language() == before
+
+
+def test_right_to_left(client):
+    page = client.get(_url(), headers={"accept-language": "ar"}).content.decode()
+    assert 'lang="ar" dir="rtl"' in page
+
+
+def test_the_language_that_the_site_decided_on_wins(settings, client):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.middleware.locale.LocaleMiddleware"]
+    client.cookies["django_language"] = "de"
+    with translation.override(None):  # the middleware leaves its language behind
+        response = client.get(_url(), headers={"accept-language": "fr"})
+    assert _title(response).startswith("Abmelden")
+
+
+def test_a_site_replaces_the_frame_and_the_style(client, tmp_path, settings):
+    folder = tmp_path / "connect_mailer"
+    folder.mkdir()
+    (folder / "base.html").write_text(
+        "<style>{{ style }}</style><title>Ours: {% block title %}{% endblock %}</title>"
+        "{% block content %}{% endblock %}"
+    )
+    (folder / "pages.css").write_text("body { color: red }")
+    engine = settings.TEMPLATES[0]
+    with override_settings(TEMPLATES=[{**engine, "DIRS": [tmp_path]}]):
+        response = client.get(_url())
+    assert _title(response) == "Ours: Unsubscribe"
+    digest = base64.b64encode(hashlib.sha256(b"body { color: red }").digest()).decode()
+    assert f"'sha256-{digest}'" in response["Content-Security-Policy"]
