@@ -77,7 +77,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             address=key,
             source=source,
             mailing_list=mailing_list,
-            defaults={"user_id": partial(_find_user_id, key)},
+            defaults={"user_id": partial(_find_user_id, key)},  # type: ignore[misc]
         )
 
 
