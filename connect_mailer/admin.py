@@ -10,6 +10,7 @@ from django.contrib.admin.utils import flatten_fieldsets
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.defaultfilters import yesno
 from django.urls import NoReverseMatch, reverse
 from django.utils.formats import localize
 from django.utils.html import format_html
@@ -154,11 +155,11 @@ class OutgoingMessageAdmin(OutgoingMessageModelAdmin):
         "status_badge",
         "subject_line",
         "recipient_summary",
-        "stream",
-        "attempts",
         "short_error",
+        "attempts",
         "created_at",
         "sent_at",
+        "stream",
     )
     list_display_links = ("subject_line",)
     list_filter = (
@@ -177,23 +178,30 @@ class OutgoingMessageAdmin(OutgoingMessageModelAdmin):
     search_help_text = gettext_lazy("Recipient (written to or not), sender, subject or SES id.")
     show_full_result_count = False
     fieldsets = (
-        (None, {"fields": ("status_badge", "subject_line", "sender", "last_error")}),
         (
-            gettext_lazy("Delivery"),
-            {"fields": ("attempts", "due_at", "in_doubt", "ses_message_id", "body_is_kept")},
+            None,
+            {
+                "fields": (
+                    ("status_badge", "attempts", "is_in_doubt"),
+                    "subject_line",
+                    "sender",
+                    "last_error",
+                    "ses_message_id",
+                )
+            },
         ),
-        (gettext_lazy("Times"), {"fields": ("created_at", "sent_at", "finished_at")}),
+        (
+            gettext_lazy("Times"),
+            {"fields": (("created_at", "due_at"), ("sent_at", "finished_at"))},
+        ),
         (
             gettext_lazy("As it was queued"),
             {
                 "fields": (
-                    "stream",
-                    "priority",
-                    "mailing_list",
+                    ("stream", "priority", "mailing_list"),
+                    ("send_after", "expires_at"),
+                    ("size", "body_is_kept"),
                     "tags",
-                    "send_after",
-                    "expires_at",
-                    "size",
                     "uuid",
                 )
             },
@@ -323,9 +331,13 @@ class OutgoingMessageAdmin(OutgoingMessageModelAdmin):
     def short_error(self, obj: OutgoingMessage) -> str:
         return Truncator(obj.last_error).chars(80)
 
-    @admin.display(description=gettext_lazy("body is kept"), boolean=True)
-    def body_is_kept(self, obj: OutgoingMessage) -> bool:
-        return obj.content_id is not None
+    @admin.display(description=gettext_lazy("in doubt"))
+    def is_in_doubt(self, obj: OutgoingMessage) -> str:
+        return str(yesno(obj.in_doubt))
+
+    @admin.display(description=gettext_lazy("body is kept"))
+    def body_is_kept(self, obj: OutgoingMessage) -> str:
+        return str(yesno(obj.content_id is not None))
 
     def _warn_of_pause(self, request: HttpRequest) -> None:
         pause = Lease.objects.filter(name=PAUSE, expires_at__gt=DatabaseNow()).first()
@@ -335,7 +347,7 @@ class OutgoingMessageAdmin(OutgoingMessageModelAdmin):
         until = localize(localtime(ends) if is_aware(ends) else ends)
         self.message_user(
             request,
-            _("Sending is paused, the next try is at %(until)s. %(reason)s")
+            _("Sending is paused until %(until)s: %(reason)s")
             % {"until": until, "reason": pause.note},
             messages.WARNING,
         )
