@@ -1,0 +1,97 @@
+"""The documentation: what it lists is complete, and what it shows runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import django
+import pytest
+
+from connect_mailer import checks, conf, exceptions
+from connect_mailer.models import OutgoingMessage, OutgoingRecipient
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+# A python block with a caption, up to the next line that is not indented.
+_FILE = re.compile(
+    r"^\.\. code-block:: python\n   :caption: (?P<name>\S+)\n\n(?P<code>(?:   .*\n|\n)+)",
+    re.MULTILINE,
+)
+_MAILERS = 'MAILERS={"default": {"BACKEND": QUEUE}},  # or, without MAILERS: EMAIL_BACKEND=QUEUE,'
+_CONFTEST = """
+from celery import current_app
+
+current_app.conf.task_always_eager = True
+current_app.conf.broker_url = "memory://"
+"""
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text("utf-8")
+
+
+def find_files(name: str) -> dict[str, str]:
+    return {match["name"]: dedent(match["code"]) for match in _FILE.finditer(read(name))}
+
+
+def test_every_key_has_an_entry() -> None:
+    entries = set(re.findall(r"^\.\. confval:: (\S+)$", read("settings.rst"), re.MULTILINE))
+    assert {name for name in entries if not name.startswith("BOUNCY_")} == conf.KEYS
+
+
+def test_every_setting_of_old_is_named() -> None:
+    source = Path(conf.__file__).read_text("utf-8")
+    names = set(re.findall(r'"((?:BOUNCY|CUCUMBER|AWS)_[A-Z_]+|ORIGIN[A-Z_]*)"', source))
+    assert len(names) > 10
+    assert not {name for name in names if f"``{name}``" not in read("settings.rst")} - set(
+        re.findall(r"^\.\. confval:: (\S+)$", read("settings.rst"), re.MULTILINE)
+    )
+
+
+def test_every_check_has_an_entry() -> None:
+    ids = set(re.findall(r'id="(connect_mailer\.[EW]\d+)"', Path(checks.__file__).read_text()))
+    entries = re.findall(r"^``(connect_mailer\.[EW]\d+)``$", read("settings.rst"), re.MULTILINE)
+    assert sorted(ids) == sorted(entries)
+
+
+@pytest.mark.parametrize(
+    "status", [*OutgoingMessage.Status.values, *OutgoingRecipient.Status.values]
+)
+def test_every_status_is_explained(status: str) -> None:
+    assert f"   * - ``{status}``\n" in read("how-it-works.rst")
+
+
+def test_the_root_of_the_exceptions_is_named() -> None:
+    assert f"connect_mailer.exceptions.{exceptions.ConnectMailerError.__name__}" in read(
+        "index.rst"
+    )
+
+
+def test_the_examples_of_tests_run(tmp_path: Path) -> None:
+    files = find_files("testing.rst")
+    assert len(files) == read("testing.rst").count("code-block:: python") == 4
+    has_mailers = django.VERSION >= (6, 1) and not os.environ.get("TEST_EMAIL_SETTING")
+    for name, code in files.items():
+        if not has_mailers:
+            code = code.replace(_MAILERS, "EMAIL_BACKEND=QUEUE,")
+        (tmp_path / name).write_text(code, "utf-8")
+    (tmp_path / "conftest.py").write_text(_CONFTEST, "utf-8")
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
+    if django.VERSION >= (6, 1) and not has_mailers:
+        command += ["-W", "ignore::django.utils.deprecation.RemovedInDjango2028Warning"]
+    done = subprocess.run(
+        [*map(str, command), "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
