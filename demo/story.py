@@ -1,0 +1,287 @@
+"""The main job, step by step, with a check of all that is claimed. Needs Django set up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django_bouncy.models import Bounce, Complaint
+
+from connect_mailer.models import OutgoingMessage, OutgoingRecipient, Unsubscribe
+from connect_mailer.testing.ses import Mail
+from demo import newsletter
+from demo.browser import Browser, post_one_click
+from demo.mailbox import Mailbox
+from demo.newsletter import BOUNCES, COMPLAINS, OUT_OF_OFFICE, READER
+from demo.processes import Processes
+from demo.screen import Check, Screen
+from demo.ses import RATE
+
+FIRST = "Demo Gazette of May"
+SECOND = "Demo Gazette of June"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What came of one issue of the newsletter."""
+
+    queued: int
+    seconds: Sequence[float]
+    mails: list[Mail]
+    others: list[Mail]
+
+    @property
+    def arrived(self) -> Counter[str]:
+        """How many messages each recipient got."""
+        return Counter(address for mail in self.mails for address in mail.recipients)
+
+    @property
+    def rate(self) -> float:
+        """Recipients per second, from the first message that SES accepted to the last."""
+        mails = self.mails + self.others
+        # Both ends of the time are calls for one recipient, and only one of them counts.
+        return (sum(len(mail.recipients) for mail in mails) - 1) / max(self.duration, 1e-6)
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first message that SES accepted to the last."""
+        times = [mail.received_at for mail in self.mails]
+        return (max(times) - min(times)).total_seconds()
+
+
+class Story:
+    """Steps 1 to 4; ``checks`` is what they found."""
+
+    def __init__(
+        self, screen: Screen, processes: Processes, *, site_url: str, ses_url: str
+    ) -> None:
+        self._screen = screen
+        self._processes = processes
+        self._browser = Browser(site_url)
+        self._mailbox = Mailbox(ses_url)
+        self._letters = newsletter.make_letters()
+        self._first: list[Mail] = []
+        self.checks: list[Check] = []
+
+    def tell(self) -> None:
+        """All of it, in order."""
+        self._browser.get("/")
+        self._send_first()
+        self._take_feedback()
+        self._opt_out()
+        self._send_again()
+
+    # 1
+
+    def _send_first(self) -> None:
+        expected = self._count_expected(set())
+        total = sum(expected.values())
+        self._screen.step(
+            f"1. {len(self._letters)} messages for {total} recipients; "
+            f"SES allows {RATE} recipients a second"
+        )
+        sent = self._send(FIRST, total)
+        self._first = sent.mails
+        [copied] = [letter for letter in self._letters if len(letter.bcc) > 1]
+        calls = [mail for mail in sent.mails if mail.message["To"] == copied.to[0]]
+        throttled = self._mailbox.stats().throttled
+
+        self._check(
+            "each recipient got each message once",
+            f"{sent.queued} messages, {sent.arrived.total()} recipients",
+            sent.queued == len(self._letters) and sent.arrived == expected,
+        )
+        self._check(
+            f"{len(copied.bcc)} Bcc recipients, none of them in the mail",
+            f"{len(calls)} calls for {' + '.join(str(len(mail.recipients)) for mail in calls)}",
+            len(calls) == 3
+            and not any(address.encode() in mail.mime for mail in calls for address in copied.bcc),
+        )
+        self._check(
+            "as fast as the account allows",
+            f"{sent.rate:.1f} of {RATE} recipients/s",
+            # The first and the last call are late by what the machine is busy with.
+            0.6 * RATE <= sent.rate <= 1.1 * RATE,
+        )
+        self._check("and never faster", f"SES throttled {throttled}", throttled == 0)
+        self._check(
+            "send_mail() did not wait for it",
+            f"median {1000 * statistics.median(sent.seconds):.1f} ms, "
+            f"p95 {1000 * statistics.quantiles(sent.seconds, n=20)[-1]:.1f} ms; "
+            f"all {len(sent.seconds)} in {sum(sent.seconds):.1f} s, "
+            f"delivered in {sent.duration:.1f} s",
+            sum(sent.seconds) < sent.duration,
+        )
+
+    # 2
+
+    def _take_feedback(self) -> None:
+        self._screen.step("2. SES tells of bounces and complaints, by signed SNS notifications")
+        with self._screen.busy("waiting for SNS"):
+            self._processes.wait_for(
+                "What SNS posts", lambda: Bounce.objects.count() > 1 and Complaint.objects.exists()
+            )
+        rows = [
+            ("Bounce", row.address, f"{row.bounce_type}/{row.bounce_subtype}")
+            for row in Bounce.objects.order_by("-hard")
+        ]
+        rows += [("Complaint", row.address, row.feedback_type) for row in Complaint.objects.all()]
+        sources = dict(Unsubscribe.objects.values_list("address", "source"))
+        self._screen.table(
+            "What came back",
+            ("row", "address", "type", "Unsubscribe row"),
+            [(*row, sources.get(row[1], "none")) for row in rows],
+        )
+        self._check(
+            "hard bounce: not written to again",
+            self._count(Bounce.objects.filter(address=BOUNCES, hard=True), "Bounce")
+            + f" → Unsubscribe row ({sources.get(BOUNCES, 'none')})",
+            sources.get(BOUNCES) == "bounce" and Bounce.objects.filter(hard=True).count() == 1,
+        )
+        self._check(
+            "complaint: not written to again",
+            self._count(Complaint.objects.filter(address=COMPLAINS), "Complaint")
+            + f" → Unsubscribe row ({sources.get(COMPLAINS, 'none')})",
+            sources.get(COMPLAINS) == "complaint" and Complaint.objects.count() == 1,
+        )
+        self._check(
+            "soft bounce: no Unsubscribe row",
+            self._count(Bounce.objects.filter(address=OUT_OF_OFFICE, hard=False), "Bounce")
+            + f", {len(sources)} Unsubscribe rows in all",
+            Bounce.objects.filter(address=OUT_OF_OFFICE, hard=False).count() == 1
+            and set(sources) == {BOUNCES, COMPLAINS},
+        )
+
+    # 3
+
+    def _opt_out(self) -> None:
+        self._screen.step(f"3. {READER} opts out, by one click in her mail program")
+        [mail] = [mail for mail in self._first if mail.recipients == (READER,)]
+        link = str(mail.message["List-Unsubscribe"]).strip("<>")
+        offered = mail.message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+        self._screen.say(f"[dim]POST {link[:72]}…[/]")
+        status = post_one_click(link)
+        user = get_user_model().objects.get(email=READER)
+        row = Unsubscribe.objects.filter(address=READER).first()
+        self._check(
+            "one-click opt-out from the mail's header",
+            f"HTTP {status} → Unsubscribe row ({row.source if row else 'none'})",
+            offered
+            and status == 200
+            and row is not None
+            and row.source == "user"
+            and row.user_id == user.pk,
+        )
+
+    # 4
+
+    def _send_again(self) -> None:
+        withheld = {BOUNCES, COMPLAINS, READER}
+        expected = self._count_expected(withheld)
+        self._screen.step("4. The same letters to the same readers again, and a password reset")
+        sent = self._send(SECOND, sum(expected.values()) + 1, reset_for=READER)
+        rows = OutgoingRecipient.objects.filter(
+            status=OutgoingRecipient.Status.SUPPRESSED
+        ).select_related("message")
+        labels = dict(Unsubscribe.Source.choices)
+        self._screen.table(
+            "Who was not written to, and why",
+            ("recipient", "as", "why", "the message was"),
+            [
+                (row.address, row.kind, str(labels.get(row.reason, row.reason)), row.message.status)
+                for row in rows.order_by("pk")
+            ],
+        )
+        reasons = {row.address: row.reason for row in rows}
+        self._check(
+            "2nd round: who is not written to, and why",
+            ", ".join(f"{address.partition('@')[0]}: {why}" for address, why in reasons.items())
+            + f"; {len(rows)} withheld",
+            reasons == {BOUNCES: "bounce", COMPLAINS: "complaint", READER: "user"}
+            and not withheld & set(sent.arrived),
+        )
+        self._check(
+            "2nd round: everybody else got it once",
+            f"{len(sent.mails)} calls, {sent.arrived.total()} recipients, "
+            f"{sent.rate:.1f}/s, {self._mailbox.stats().throttled} throttled",
+            sent.arrived == expected
+            and sent.arrived[OUT_OF_OFFICE] == 1
+            and self._mailbox.stats().throttled == 0,
+        )
+        resets = [mail for mail in sent.others if mail.recipients == (READER,)]
+        after = sum(
+            len(mail.recipients)
+            for mail in sent.mails
+            if resets and mail.received_at > resets[0].received_at
+        )
+        self._check(
+            "password reset to who opted out arrived",
+            f"ahead of {after} recipients who waited" if resets else "it never came",
+            len(resets) == 1 and b"/accounts/reset/" in resets[0].mime,
+        )
+        outbox = Counter(OutgoingMessage.objects.values_list("status", flat=True))
+        self._check(
+            "the outbox knows what became of each call",
+            ", ".join(f"{number} {status}" for status, number in sorted(outbox.items())),
+            outbox == {"sent": len(self._first) + len(sent.mails) + 1, "suppressed": 3},
+        )
+
+    # How it is done
+
+    def _send(self, subject: str, total: int, *, reset_for: str = "") -> Round:
+        before = self._mailbox.stats()
+        with (
+            ThreadPoolExecutor(1) as visitor,
+            self._screen.flow(total) as show,
+        ):
+            answer = visitor.submit(self._visit, subject, reset_for)
+            start = time.monotonic()
+
+            def is_over() -> bool:
+                now = self._mailbox.stats()
+                recipients = now.recipients - before.recipients
+                seconds = time.monotonic() - start
+                show(now.accepted - before.accepted, recipients, recipients / max(seconds, 1))
+                return answer.done() and (bool(answer.exception()) or self._is_settled())
+
+            self._processes.wait_for("The end of delivery", is_over)
+            result = answer.result()
+        mails = self._mailbox.mails(since=before.accepted)
+        return Round(
+            queued=result["queued"],
+            seconds=result["seconds"],
+            mails=[mail for mail in mails if mail.message["Subject"] == subject],
+            others=[mail for mail in mails if mail.message["Subject"] != subject],
+        )
+
+    def _visit(self, subject: str, reset_for: str) -> Any:
+        result = self._browser.submit_for_json("/newsletter/", subject=subject)
+        if reset_for:
+            self._browser.submit("/accounts/password_reset/", email=reset_for)
+        return result
+
+    def _is_settled(self) -> bool:
+        return not OutgoingMessage.objects.filter(status__in=OutgoingMessage.OPEN).exists()
+
+    def _count_expected(self, withheld: set[str]) -> Counter[str]:
+        return Counter(
+            address
+            for letter in self._letters
+            for address in letter.recipients
+            if address not in withheld
+        )
+
+    def _count(self, rows: Any, name: str) -> str:
+        number = rows.count()
+        return f"{number} {name} row{'s' if number != 1 else ''}"
+
+    def _check(self, what: str, numbers: str, held: bool) -> None:
+        self.checks.append(Check(what=what, numbers=numbers, held=held))
+        mark = "[green]✓[/]" if held else "[bold red]✗[/]"
+        self._screen.say(f"{mark} {what}: [bold]{numbers}[/]")
