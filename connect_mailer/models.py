@@ -227,7 +227,6 @@ class OutgoingMessage(models.Model):
 
     if TYPE_CHECKING:
         content_id: UUID | None
-        recipients: models.Manager[OutgoingRecipient]
 
     class Meta:
         verbose_name = _("outgoing message")

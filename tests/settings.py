@@ -42,6 +42,7 @@ TEMPLATES = [
     }
 ]
 DATABASES = databases()
+STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Django 6.1 has MAILERS in the place of EMAIL_BACKEND, and warns about the old name.
 if django.VERSION < (6, 1) or os.environ.get("TEST_EMAIL_SETTING") == "EMAIL_BACKEND":

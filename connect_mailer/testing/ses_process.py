@@ -143,16 +143,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--events", action="store_true", help="publish all events")
     parser.add_argument(
         "--signer",
-        type=lambda name: Path(name).read_text(),
-        default=os.environ.get("LOCAL_SES_SIGNER", ""),
+        type=Path,
         help="PEM file of the key and certificate that sign (or in LOCAL_SES_SIGNER)",
     )
     options = parser.parse_args(argv)
     publisher = None
     if options.webhook:
-        if not options.signer:
+        pem = (
+            options.signer.read_text() if options.signer else os.environ.get("LOCAL_SES_SIGNER")
+        )
+        if not pem:
             parser.error("--webhook needs --signer, or the PEM in LOCAL_SES_SIGNER")
-        signer = SNSSigner.from_pem(options.signer, topic_arn=options.topic)
+        signer = SNSSigner.from_pem(pem, topic_arn=options.topic)
         publisher = FeedbackPublisher(signer, options.webhook, events=options.events)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
