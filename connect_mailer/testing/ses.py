@@ -56,6 +56,7 @@ _STATUS: Final = {
     "UnrecognizedClientException": 403,
 }
 _FROM = re.compile(rb"^from:[ \t]*((?:[^\r\n]|\r?\n[ \t])*)\r?\n", re.IGNORECASE | re.MULTILINE)
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
 
 
@@ -463,11 +464,11 @@ def _parse_send_email(body: bytes) -> _Call:
         mime = base64.b64decode(request["Content"]["Raw"]["Data"], validate=True)
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise SESError("BadRequestException", "Only raw content is understood here.") from error
-    header = mime.split(b"\n\n", 1)[0].split(b"\r\n\r\n", 1)[0] + b"\n"
+    end = match.end() if (match := _HEADER_END.search(mime)) else len(mime)
+    header = mime[:end]
     if sender := request.get("FromEmailAddress"):
         # SES writes it over the message's own From, display name and all.
-        mime = _FROM.sub(b"", header, count=1).join([b"", mime[len(header) :]])
-        mime = b"From: " + sender.encode() + b"\r\n" + mime
+        mime = b"From: " + sender.encode() + b"\r\n" + _FROM.sub(b"", header) + mime[end:]
         found = [sender.encode()]
     else:
         found = _FROM.findall(header)
