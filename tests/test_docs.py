@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 
 # A python block with a caption, up to the next line that is not indented.
 _FILE = re.compile(
-    r"^\.\. code-block:: python\n   :caption: (?P<name>\S+)\n\n(?P<code>(?:   .*\n|\n)+)",
+    r"^\.\. code-block:: python\n   :caption: (?P<name>.+)\n\n(?P<code>(?:   .*\n|\n)+)",
     re.MULTILINE,
 )
 _MAILERS = 'MAILERS={"default": {"BACKEND": QUEUE}},  # or, without MAILERS: EMAIL_BACKEND=QUEUE,'
@@ -29,6 +29,58 @@ from celery import current_app
 
 current_app.conf.task_always_eager = True
 current_app.conf.broker_url = "memory://"
+"""
+
+_SETTINGS = """
+import django
+
+SECRET_KEY = "a key for tests only"
+ROOT_URLCONF = "urls"
+USE_TZ = True
+ALLOWED_HOSTS = ["*"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}}
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes"]
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates",
+    "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", {"x.txt": "x"})]},
+}]
+ADMINS = ["admin@example.com"] if django.VERSION >= (6, 0) else [("A", "admin@example.com")]
+AWS_ACCESS_KEY_ID = AWS_SECRET_ACCESS_KEY = "test"
+"""
+# What the site of the quickstart is asked to do, once all of it is there.
+_TRY = """
+import logging
+
+import django
+from django.core.management import call_command
+
+from connect_mailer.testing.ses import LocalSES
+
+with LocalSES() as ses:
+    from django.conf import settings
+
+    settings.CONNECT_MAILER["SES_ENDPOINT_URL"] = ses.url
+    django.setup()
+    call_command("migrate", verbosity=0)
+    call_command("check", fail_level="WARNING")
+    from celery import current_app
+
+    current_app.conf.task_always_eager = True
+    logging.getLogger("django.request").error("It broke")
+    [mail] = ses.mailbox()
+    assert "It broke" in mail.message["Subject"], mail
+
+    from forms import PasswordResetForm
+
+    PasswordResetForm().send_mail("x.txt", "x.txt", {}, None, "jane@example.com")
+    from connect_mailer.models import OutgoingMessage
+
+    [row] = OutgoingMessage.objects.all()
+    assert (row.stream, row.status) == ("transactional", "sent"), row
+    call_command("sendtestemail", "bounce@simulator.amazonses.com")
+    [_, _, mail] = ses.mailbox()
+    assert b"List-Unsubscribe: <https://www.example.com/mail/unsubscribe/" in mail.mime, mail
+    print("All of it works.")
 """
 
 
@@ -95,3 +147,31 @@ def test_the_examples_of_tests_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def test_the_quickstart_makes_a_site(tmp_path: Path) -> None:
+    blocks = find_files("quickstart.rst")
+    settings = _SETTINGS + blocks["settings.py"]
+    logging = blocks["settings.py, with EMAIL_BACKEND"]
+    if django.VERSION >= (6, 1):
+        mailers = blocks["settings.py, Django >= 6.1"]
+        settings = re.sub(r"EMAIL_BACKEND = .*", lambda _: mailers, settings)
+        logging = re.sub(r"LOGGING\[.*", lambda _: blocks["settings.py, with MAILERS"], logging)
+    urls = "urlpatterns = []\n" + blocks["urls.py"]
+    for name, code in {
+        "settings.py": settings + logging,
+        "urls.py": urls,
+        "forms.py": blocks["forms.py and urls.py"],
+        "try.py": _TRY,
+    }.items():
+        (tmp_path / name).write_text(code, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "try.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All of it works." in done.stdout
