@@ -205,9 +205,7 @@ class TestFeedback:
         from connect_mailer.models import Unsubscribe
 
         settings.BOUNCY_TOPIC_ARN = [signer.topic_arn]
-        publisher = FeedbackPublisher(
-            signer, f"{live_server.url}/mail/bouncy/", retry_seconds=0
-        )
+        publisher = FeedbackPublisher(signer, f"{live_server.url}/mail/bouncy/", retry_seconds=0)
         ses._on_accepted = publisher
         client = make_client(ses.url)
         with signer.trusted():
