@@ -127,7 +127,7 @@ def test_the_root_of_the_exceptions_is_named() -> None:
 
 def test_the_examples_of_tests_run(tmp_path: Path) -> None:
     files = find_files("testing.rst")
-    assert len(files) == read("testing.rst").count("code-block:: python") == 4
+    assert len(files) == read("testing.rst").count("code-block:: python") == 5
     has_mailers = django.VERSION >= (6, 1) and not os.environ.get("TEST_EMAIL_SETTING")
     for name, code in files.items():
         if not has_mailers:
