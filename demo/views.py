@@ -21,8 +21,8 @@ from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_GET, require_POST
 
 from connect_mailer.models import OutgoingMessage, OutgoingRecipient, Unsubscribe
+from connect_mailer.testing.ses_process import RemoteLocalSES
 from demo import newsletter
-from demo.mailbox import Mailbox
 
 
 @require_GET
@@ -39,7 +39,7 @@ def home(request: HttpRequest) -> HttpResponse:
             "withheld": OutgoingRecipient.objects.filter(status="suppressed")
             .select_related("message")
             .order_by("-pk")[:10],
-            "stats": Mailbox(settings.SES_URL).stats(),
+            "stats": _get_ses().stats(),
             "simulator": [newsletter.BOUNCES, newsletter.COMPLAINS, newsletter.OUT_OF_OFFICE],
             "reader": newsletter.READER,
             "letters": newsletter.MESSAGES,
@@ -81,6 +81,7 @@ def send_letter(request: HttpRequest) -> HttpResponse:
 @require_GET
 def mailbox(request: HttpRequest) -> HttpResponse:
     """Show the last messages that the local SES accepted."""
+    ses = _get_ses()
     rows = [
         {
             "received_at": mail.received_at,
@@ -88,7 +89,7 @@ def mailbox(request: HttpRequest) -> HttpResponse:
             "subject": mail.message["Subject"],
             "way_out": str(mail.message["List-Unsubscribe"] or "").strip("<>"),
         }
-        for mail in Mailbox(settings.SES_URL).last(30)
+        for mail in reversed(ses.mailbox(since=max(0, ses.stats().accepted - 30)))
     ]
     return render(request, "demo/mailbox.html", {"mails": rows})
 
@@ -115,6 +116,13 @@ class PasswordReset(auth_views.PasswordResetView):
     """Django's own page, with the form above."""
 
     form_class = TransactionalPasswordResetForm
+
+
+def _get_ses() -> RemoteLocalSES:
+    """The local SES that ``python -m demo`` started."""
+    ses = RemoteLocalSES()
+    ses.url = settings.SES_URL
+    return ses
 
 
 def _through_transactional() -> dict[str, Any]:
