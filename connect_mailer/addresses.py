@@ -94,18 +94,20 @@ def _parse_mailbox(value: str) -> tuple[str, str, str]:
         raise InvalidAddress(f"{value!r} is not an address: it has a control character")
     try:
         mailbox, rest = parser.get_mailbox(value)
+        # Of text that is cut off, the parts fail only when they are read.
+        display_name, domain = mailbox.display_name or "", mailbox.domain
+        local: str | None = mailbox.local_part
     except (HeaderParseError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise InvalidAddress(f"{value!r} is not an address such as name@example.com") from error
     if rest:
         raise InvalidAddress(f"{value!r} is not one address: {rest!r} is left over")
-    if mailbox.local_part is None or mailbox.domain is None:
+    if local is None or domain is None:
         raise InvalidAddress(f"{value!r} is not an address such as name@example.com")
-    local: str = mailbox.local_part
     if not _DOT_ATOM.fullmatch(local) and '"' in value:
         # The parser hands a quoted local part on without its quotes.
         escaped = local.replace("\\", "\\\\").replace('"', '\\"')
         local = f'"{escaped}"'
-    return mailbox.display_name or "", local, mailbox.domain
+    return display_name, local, domain
 
 
 def _is_local_part(local: str) -> bool:

@@ -53,6 +53,7 @@ def test_parses_one_mailbox(text: object, spec: str, display_name: str) -> None:
         "jo@-example.com",
         "jo@example.com.",
         "jo@[192.0.2.1]",
+        '<"',
         "jo@exa mple.com",
         "jo@example.com\nBcc: eve@example.com",
         "jo\x00@example.com",
