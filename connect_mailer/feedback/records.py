@@ -145,13 +145,12 @@ def _find(event: Event, using: str) -> OutgoingMessage | None:
         query |= Q(ses_message_id=event.ses_message_id)
     if not query:
         return None
-    return (
-        OutgoingMessage.objects.using(using)
-        .select_for_update()
-        .filter(query)
-        .order_by("pk")
-        .first()
+    found = list(
+        OutgoingMessage.objects.using(using).select_for_update().filter(query).order_by("pk")
     )
+    # The tag is our own name of a row; an id is of the call that made it.
+    by_tag = (message for message in found if message.uuid == event.tag)
+    return next(by_tag, found[0] if found else None)
 
 
 def _settle_sent(message: OutgoingMessage, event: Event, using: str) -> None:

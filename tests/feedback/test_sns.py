@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from connect_mailer.exceptions import NotificationRefused, NotificationUndecided
 from connect_mailer.feedback import sns
@@ -131,18 +131,22 @@ def test_a_certificate_that_is_not_sns(fields):
 
 def test_what_is_no_single_certificate(signer):
     other = SNSSigner.generate()
-    elliptic = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sns.amazonaws.com")])
-    certificate = (
+    others = [
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
-        .public_key(elliptic.public_key())
+        .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(NOW - timedelta(days=1))
         .not_valid_after(NOW + timedelta(days=1))
-        .sign(elliptic, hashes.SHA256())
-    )
+        .sign(key, algorithm)
+        .public_bytes(serialization.Encoding.PEM)
+        for key, algorithm in (
+            (ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()),
+            (ed25519.Ed25519PrivateKey.generate(), None),
+        )
+    ]
     pem = signer.certificate_pem
     for value in (
         None,
@@ -157,7 +161,7 @@ def test_what_is_no_single_certificate(signer):
         pem[:-60],
         pem.replace("CERTIFICATE", "PUBLIC KEY"),
         pem + " " * 70_000,
-        certificate.public_bytes(serialization.Encoding.PEM),
+        *others,
     ):
         with pytest.raises(ValueError):  # noqa: PT011 (its reasons differ)
             sns.read_certificate(value, host=HOST, now=NOW)
@@ -346,7 +350,7 @@ def test_a_download_that_fails(tls, answer):
 
 def test_a_download_from_who_cannot_prove_the_name(tls):
     with pytest.raises(NotificationUndecided, match="SSLCertVerificationError"):
-        fetch(tls, respond("200 OK", b"x"), context=ssl.create_default_context())
+        fetch(tls, respond("200 OK", b"x"), context=None)
 
 
 def test_a_trickle_does_not_outlast_the_time_of_the_whole(tls):

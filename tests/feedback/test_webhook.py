@@ -472,6 +472,7 @@ def test_odd_values_are_cut_and_cleaned(post, signer):
     assert (len(row.action), row.status, row.diagnostic_code[:3]) == (150, "5", "ab?")
     assert (len(row.diagnostic_code), row.bounce_subtype) == (5000, "s" * 50)
     assert (len(row.mail_id), len(row.mail_from), len(row.sns_messageid)) == (100, 254, 100)
+    assert len(NotificationReceipt.objects.get().message_id) <= 100
     assert post(body).status_code == 200
     assert Bounce.objects.count() == 1
 
@@ -535,7 +536,8 @@ def test_without_a_destination_our_own_row_tells(post, signer, reported, sent_to
     assert suppressed() == ({(expected, "bounce")} if expected else set())
 
 
-def test_many_are_unsubscribed_together_and_known_ones_once(post, signer):
+def test_many_are_unsubscribed_together_and_known_ones_once(post, signer, caplog):
+    caplog.set_level(logging.INFO)
     Unsubscribe.objects.suppress("a@example.com", "bounce")
     Unsubscribe.objects.suppress("b@example.com", "manual")
     post(signer.notification(make_bounce(["b@example.com", "a@example.com", "c@example.com"])))
@@ -545,6 +547,8 @@ def test_many_are_unsubscribed_together_and_known_ones_once(post, signer):
         ("b@example.com", "bounce"),
         ("c@example.com", "bounce"),
     }
+    # Only what is new is said.
+    assert caplog.text.count("Not written to any more") == 2
 
 
 # The outbox
@@ -616,6 +620,13 @@ def test_a_bounce_says_why_and_other_recipients_are_only_sent(post, signer):
     assert statuses(row) == {"a@example.com": "bounced", "b@example.com": "sent"}
     reason = row.recipients.get(address="a@example.com").reason
     assert reason == "Permanent/General: smtp; 550 5.1.1 user unknown"
+
+
+def test_the_first_id_that_is_known_is_kept(post, signer):
+    row = make_message("a@example.com", status="sending", ses_message_id="first")
+    post(signer.notification(make_event("Send", mail=make_mail([], tag=row.uuid))))
+    row.refresh_from_db()
+    assert (row.status, row.ses_message_id) == ("sent", "first")
 
 
 @pytest.mark.parametrize("status", ["sending", "sent"])

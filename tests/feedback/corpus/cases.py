@@ -106,6 +106,17 @@ def bodies() -> Iterator[Case]:
             ),
         )
     yield Case(
+        name="body: genuine, but in latin-1",
+        make=lambda signer: json.dumps(
+            json.loads(signer.notification("é")), ensure_ascii=False
+        ).encode("latin-1"),
+    )
+    for constant in ("NaN", "Infinity", "-Infinity"):
+        yield Case(
+            name=f"body: genuine, and {constant} in an unsigned field",
+            make=lambda signer, constant=constant: sign(signer)[:-1] + f', "X": {constant}}}',
+        )
+    yield Case(
         name="body: too large",
         make=lambda signer: sign(signer, Padding="x" * 1024 * 1024),
         status=413,
@@ -146,6 +157,11 @@ def fields() -> Iterator[Case]:
                 name=f"{kind}: {name} has {control!r}",
                 make=lambda s, k=kind, n=name, c=control: _with_control(s, k, n, c),
             )
+        for name in ("Message", "MessageId", "Timestamp"):
+            yield Case(
+                name=f"{kind}: {name} is empty, signed",
+                make=lambda s, k=kind, n=name: _with_value(s, k, n, ""),
+            )
     for value in (0, 1, True, [], {}, ["x"], "\ud800"):
         yield Case(name=f"Subject is {value!r}", make=lambda s, v=value: change(s, Subject=v))
     for value in ("x", "", "Notification "):
@@ -175,12 +191,14 @@ def _without(signer: SNSSigner, kind: str, name: str) -> str:
 
 def _with_control(signer: SNSSigner, kind: str, name: str, control: str) -> str:
     data = json.loads(sign(signer, kind))
-    return signer.sign(
-        {
-            **{k: v for k, v in data.items() if k != "Signature"},
-            name: data[name] + control + "x",
-        }
-    )
+    return _with_value(signer, kind, name, data[name] + control + "x")
+
+
+def _with_value(signer: SNSSigner, kind: str, name: str, value: str) -> str:
+    """A request whose signature covers ``value``."""
+    data = json.loads(sign(signer, kind))
+    del data["Signature"]
+    return signer.sign({**data, name: value})
 
 
 def topics() -> Iterator[Case]:
