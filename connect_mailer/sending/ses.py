@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from connect_mailer.exceptions import (
     AccountProblem,
-    ConfigurationError,
     DeliveryError,
     InDoubt,
     InvalidMessage,
@@ -33,7 +32,7 @@ MAX_MESSAGE_BYTES: Final = 40 * 1024 * 1024
 # Source: SES API reference v2, MessageTag.
 _TAG: Final = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
 
-# What each error of SES means, by its code. The rest goes by the HTTP status.
+# What each error of SES means, by its code. A code that is unknown goes by the HTTP status.
 # Source: SES API reference v2, SendEmail and "Common Errors"; developer guide, "Errors
 # related to the sending quotas", which come under several codes and are told by their words.
 _MEANINGS: Final[dict[str, type[DeliveryError]]] = {
@@ -55,7 +54,7 @@ _MEANINGS: Final[dict[str, type[DeliveryError]]] = {
     "InvalidSignatureException": AccountProblem,
     "MissingAuthenticationToken": AccountProblem,
     "MissingAuthenticationTokenException": AccountProblem,
-    "NotFoundException": AccountProblem,  # the configuration set or the tenant
+    "NotFoundException": AccountProblem,  # the configuration set or tenant of the settings
     "OptInRequired": AccountProblem,
     "RequestExpired": AccountProblem,  # this machine's clock is wrong
     "SignatureDoesNotMatch": AccountProblem,
@@ -69,10 +68,18 @@ _MEANINGS: Final[dict[str, type[DeliveryError]]] = {
     "BadRequestException": Rejected,
     "InvalidParameterValue": Rejected,
     "MessageRejected": Rejected,
+    "RequestEntityTooLarge": Rejected,
+    "RequestEntityTooLargeException": Rejected,
+    "ValidationError": Rejected,
     "ValidationException": Rejected,
+    # It may have been accepted: "aborted before a reply is sent".
+    "RequestAbortedException": InDoubt,
 }
 
-# Words that say more than the code.
+# Words that say more than the code. They have to begin what SES says: further on it may
+# quote the message, and who wrote that shall not pause the account.
+# "Not verified" may also be about a recipient, while the account is in the sandbox: that row
+# backs off in the same way, and comes right with the sandbox left or the address verified.
 _WORDS: Final[tuple[tuple[str, type[DeliveryError]], ...]] = (
     ("daily message quota exceeded", AccountProblem),
     ("daily sending quota exceeded", AccountProblem),
@@ -184,19 +191,21 @@ class SESClient:
                 **self._extra,
             )
         )
-        try:
-            return str(answer["MessageId"])
-        except KeyError as error:
-            raise InDoubt("SES answered 200 without a message id.") from error
+        if not answer.get("MessageId"):
+            raise InDoubt("SES answered 200 without a message id.")
+        return str(answer["MessageId"])
 
     def get_account(self) -> Account:
         """Ask for the account's limits.
 
         Raises:
             SenderDenied: these credentials may not ask (``ses:GetAccount``).
-            DeliveryError: as ``send``.
+            DeliveryError: as ``send``, but never ``InDoubt``: nothing was changed.
         """
-        answer = self._call(lambda client: client.get_account())
+        try:
+            answer = self._call(lambda client: client.get_account())
+        except InDoubt as error:
+            raise Unavailable(str(error)) from error
         quota = answer.get("SendQuota", {})
         return Account(
             max_send_rate=float(quota.get("MaxSendRate", 1.0)),
@@ -220,7 +229,11 @@ class SESClient:
         try:
             return call(self._get_client())
         except ClientError as error:
-            raise _translate_answer(error.response) from error
+            answer = _translate_answer(error.response)
+            if _get_code(error.response) == "NotFoundException" and not self._extra:
+                # It is a header of the message that names a configuration set.
+                answer = Rejected(str(answer))
+            raise answer from error
         except BotoCoreError as error:
             raise _translate_failure(error) from error
 
@@ -266,32 +279,42 @@ def _make_client(
             ),
         )
     except NoRegionError as error:
-        raise ConfigurationError(
+        raise AccountProblem(
             'No AWS region is known: set CONNECT_MAILER["SES_REGION"], or AWS_DEFAULT_REGION '
             "in the environment."
         ) from error
+    except ValueError as error:
+        raise AccountProblem(
+            f'CONNECT_MAILER["SES_ENDPOINT_URL"] can\'t be used: {error}'
+        ) from error
+
+
+def _get_code(response: Mapping[str, Any]) -> str:
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _translate_answer(response: Mapping[str, Any]) -> DeliveryError:
-    """What an error that SES answered means."""
-    code = str(response.get("Error", {}).get("Code", ""))
+    """What an error that was answered means."""
+    code = _get_code(response)
     words = str(response.get("Error", {}).get("Message", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     text = _clean(f"{code}: {words}")
     for phrase, meaning in _WORDS:
-        if phrase in words.lower():
+        if words.lower().startswith(phrase):
             return meaning(text)
     if code in _MEANINGS:
         return _MEANINGS[code](text)
     if status == 429:
         return Throttled(text)
-    if status >= 500:
-        return Unavailable(text)
+    if status in (502, 504) or 200 <= status < 300:
+        # A gateway, which asked and got no answer; or an error in a good answer's clothes.
+        return InDoubt(text)
     if status == 403:
         return AccountProblem(text)
-    if 200 <= status < 300:
-        return InDoubt(text)
-    return Rejected(text) if 400 <= status < 500 else Unavailable(text)
+    # 5xx; a proxy's answer, which has no code of SES (boto3 then gives the status for it); a
+    # code that SES did not have when this was written. Tried again, and failed with these
+    # words when the attempts are spent: only what is known to be for good is failed at once.
+    return Unavailable(text)
 
 
 def _translate_failure(error: Exception) -> DeliveryError:
@@ -299,14 +322,6 @@ def _translate_failure(error: Exception) -> DeliveryError:
     from botocore import exceptions
 
     text = _clean(f"{type(error).__name__}: {error}")
-    if isinstance(
-        error,
-        exceptions.NoCredentialsError
-        | exceptions.PartialCredentialsError
-        | exceptions.CredentialRetrievalError
-        | exceptions.TokenRetrievalError,
-    ):
-        return AccountProblem(text)
     if isinstance(error, exceptions.ParamValidationError):
         return Rejected(text)
     if isinstance(
@@ -317,8 +332,11 @@ def _translate_failure(error: Exception) -> DeliveryError:
         | exceptions.SSLError,
     ):
         return Unavailable(text)
-    # A read timeout, a closed connection, half an answer: the request had been written.
-    return InDoubt(text)
+    if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
+        # A read timeout, a closed connection, half an answer: the request had been written.
+        return InDoubt(text)
+    # What boto3 raises before there is a request: credentials, profile, region, endpoint.
+    return AccountProblem(text)
 
 
 def _clean(text: str) -> str:
