@@ -187,10 +187,13 @@ def check_error_mail(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 
 
 def _get_handlers() -> dict[str, dict[str, Any]]:
-    # Django's own LOGGING is in force beneath the site's, unless the site says otherwise.
-    handlers = {"mail_admins": {"class": _ADMIN_EMAIL_HANDLER}}
-    if settings.LOGGING_CONFIG:
-        handlers.update(settings.LOGGING.get("handlers", {}))
+    """The site's log handlers, and Django's own ``mail_admins`` where that is still in force."""
+    logging = settings.LOGGING if settings.LOGGING_CONFIG else {}
+    handlers = dict(logging.get("handlers", {}))
+    # Django's LOGGING lies beneath the site's, which takes its loggers over or switches them off.
+    takes_over = "handlers" in logging.get("loggers", {}).get("django", {})
+    if not takes_over and (not logging or not logging.get("disable_existing_loggers", True)):
+        handlers["mail_admins (Django's own)"] = {"class": _ADMIN_EMAIL_HANDLER}
     return handlers
 
 

@@ -78,6 +78,7 @@ class SESOptions:
     endpoint_url: str | None
     access_key_id: str | None = field(repr=False)
     secret_access_key: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
     configuration_set: str | None
     tenant: str | None
 
@@ -206,8 +207,11 @@ class Conf:
                 or self.legacy("AWS_SES_REGION_NAME")
             ),
             endpoint_url=endpoint,
-            access_key_id=self.legacy("AWS_ACCESS_KEY_ID"),
-            secret_access_key=self.legacy("AWS_SECRET_ACCESS_KEY"),
+            # From the environment, boto3 takes them itself, with the session token that may
+            # belong to them.
+            access_key_id=getattr(settings, "AWS_ACCESS_KEY_ID", None),
+            secret_access_key=getattr(settings, "AWS_SECRET_ACCESS_KEY", None),
+            session_token=getattr(settings, "AWS_SESSION_TOKEN", None),
             configuration_set=self._text("SES_CONFIGURATION_SET"),
             tenant=self._text("SES_TENANT"),
         )

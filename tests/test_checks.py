@@ -93,5 +93,14 @@ def test_mail_about_errors_that_is_queued(settings: Any) -> None:
     handler = {"class": "django.utils.log.AdminEmailHandler"}
 
     assert set(run()) == {"W005"}
-    settings.LOGGING = {"version": 1, "handlers": {"mail_admins": {**handler, **way_out}}}
+    logging = {"version": 1, "disable_existing_loggers": False}
+    settings.LOGGING = {**logging, "handlers": {"mail_admins": {**handler, **way_out}}}
+    # Django's own handler is still there, at the logger "django".
+    assert set(run()) == {"W005"}
+    settings.LOGGING = {**settings.LOGGING, "loggers": {"django": {"handlers": ["mail_admins"]}}}
     assert run() == {}
+    settings.LOGGING = {
+        **settings.LOGGING,
+        "handlers": {**settings.LOGGING["handlers"], "mine": handler},
+    }
+    assert set(run()) == {"W005"}

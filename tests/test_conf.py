@@ -162,8 +162,7 @@ def test_settings_win_over_the_environment(settings: Any, monkeypatch: pytest.Mo
 
 
 def test_ses_by_the_old_names(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY = "id", "secret"
     monkeypatch.setenv("AWS_SES_REGION_NAME", "eu-west-1")
     monkeypatch.setenv("CUCUMBER_SES_REGION_ENDPOINT", "email.eu-west-1.amazonaws.com")
 

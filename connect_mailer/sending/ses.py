@@ -146,6 +146,7 @@ class SESClient:
         endpoint_url: str | None,
         access_key_id: str | None,
         secret_access_key: str | None,
+        session_token: str | None = None,
         configuration_set: str | None,
         tenant: str | None,
         concurrency: int,
@@ -158,6 +159,7 @@ class SESClient:
             endpoint_url=endpoint_url,
             access_key_id=access_key_id,
             secret_access_key=secret_access_key,
+            session_token=session_token,
             concurrency=concurrency,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
@@ -251,6 +253,7 @@ def _make_client(
     endpoint_url: str | None,
     access_key_id: str | None,
     secret_access_key: str | None,
+    session_token: str | None,
     concurrency: int,
     connect_timeout: float,
     read_timeout: float,
@@ -263,6 +266,7 @@ def _make_client(
     session = boto3.session.Session(
         aws_access_key_id=access_key_id,
         aws_secret_access_key=secret_access_key,
+        aws_session_token=session_token,
         region_name=region,
     )
     try:
