@@ -16,8 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from connect_mailer.testing.ses_process import RemoteLocalSES
-from connect_mailer.testing.sns import SNSSigner
+from connect_mailer.testing import RemoteLocalSES, SNSSigner
 from demo.newsletter import READER
 from demo.processes import DemoFailed, Interrupts, Process, Processes, find_free_ports, is_open
 from demo.screen import Screen
@@ -26,6 +25,8 @@ ADMIN = "admin"
 # Recipients per second that the SES account allows, and how long SES thinks about a call.
 RATE = 50
 LATENCY_SECONDS = 0.05
+# From a mail to the notification of its bounce.
+FEEDBACK_SECONDS = 1.0
 INTERRUPTED = 130
 
 
@@ -65,7 +66,7 @@ def run(
         port=ses_port,
         webhook=f"{site_url}/mail/bouncy/",
         signer=signer,
-        events=True,
+        delay_seconds=FEEDBACK_SECONDS,
         rate=RATE,
         latency_seconds=LATENCY_SECONDS,
     )

@@ -52,10 +52,10 @@ def make_letters() -> list[Letter]:
 
 
 def _make_letters() -> Iterator[Letter]:
-    for address in (BOUNCES, COMPLAINS, OUT_OF_OFFICE, READER):
-        yield Letter(to=(address,))
     friends = tuple(f"friend{number:03}@example.net" for number in range(119))
     yield Letter(to=("friends@example.com",), bcc=(*friends, READER))
+    for address in (BOUNCES, COMPLAINS, OUT_OF_OFFICE, READER):
+        yield Letter(to=(address,))
     for number in range(MESSAGES - 5):
         reader = f"reader{number:03}@example.org"
         if number % 10 == 3:

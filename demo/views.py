@@ -21,7 +21,7 @@ from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_GET, require_POST
 
 from connect_mailer.models import OutgoingMessage, OutgoingRecipient, Unsubscribe
-from connect_mailer.testing.ses_process import RemoteLocalSES
+from connect_mailer.testing import RemoteLocalSES
 from demo import newsletter
 
 

@@ -35,6 +35,8 @@ class FeedbackPublisher:
     ``complaint@`` is delivered and then complains, ``success@`` is delivered; labels
     (``bounce+label@``) work. With ``events``, all other mail has its ``Send`` and
     ``Delivery`` events, too, and notifications are of the form that event publishing has.
+    ``delay_seconds`` pass between a mail and what is told about it; without ``events`` a site
+    knows the mail by SES's answer alone, which it must have recorded by then.
 
     Source: SES developer guide, "Using the mailbox simulator", and "Contents of Amazon SNS
     notifications for Amazon SES" (bounce types).
@@ -46,13 +48,15 @@ class FeedbackPublisher:
         url: str,
         *,
         events: bool = False,
+        delay_seconds: float = 0.0,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._signer = signer
         self._url = url
         self._events = events
+        self._delay_seconds = delay_seconds
         self._retry_seconds = retry_seconds
-        self._mails: queue.Queue[Mail | None] = queue.Queue()
+        self._mails: queue.Queue[tuple[Mail, float] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, daemon=True, name="sns")
         self.statuses: list[int] = []
         """Of every post, in order; 0: there was no answer."""
@@ -60,7 +64,7 @@ class FeedbackPublisher:
 
     def __call__(self, mail: Mail) -> None:
         """Publish what becomes of ``mail``, soon and in another thread."""
-        self._mails.put(mail)
+        self._mails.put((mail, time.monotonic() + self._delay_seconds))
 
     def flush(self) -> None:
         """Wait until everything so far is published."""
@@ -72,9 +76,11 @@ class FeedbackPublisher:
         self._thread.join()
 
     def _run(self) -> None:
-        while (mail := self._mails.get()) is not None:
+        while (item := self._mails.get()) is not None:
+            mail, due_at = item
             try:
                 for message in self._make_messages(mail):
+                    time.sleep(max(0.0, due_at - time.monotonic()))
                     self._post(self._signer.notification(message, version="2"))
             finally:
                 self._mails.task_done()

@@ -30,7 +30,7 @@ class RemoteLocalSES:
 
     Keyword arguments are those of ``Settings``. With ``webhook`` (the URL of a site's
     ``/mail/bouncy/``) it publishes feedback there, signed by ``signer``: see
-    ``FeedbackPublisher``, also for ``events``.
+    ``FeedbackPublisher``, also for ``events`` and ``delay_seconds``.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class RemoteLocalSES:
         webhook: str = "",
         signer: SNSSigner | None = None,
         events: bool = False,
+        delay_seconds: float = 0.0,
         **settings: Any,
     ) -> None:
         command = ["--port", str(port), "--settings", json.dumps(settings)]
@@ -47,6 +48,7 @@ class RemoteLocalSES:
         if webhook:
             signer = signer or SNSSigner.generate()
             command += ["--webhook", webhook, "--topic", signer.topic_arn]
+            command += ["--delay", str(delay_seconds)]
             environment["LOCAL_SES_SIGNER"] = signer.to_pem()
         if events:
             command.append("--events")
@@ -141,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--webhook", default="", help="URL to publish feedback to")
     parser.add_argument("--topic", default=TOPIC_ARN, help="ARN of the topic of the feedback")
     parser.add_argument("--events", action="store_true", help="publish all events")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds from mail to feedback")
     parser.add_argument(
         "--signer",
         type=Path,
@@ -149,13 +152,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     publisher = None
     if options.webhook:
-        pem = (
-            options.signer.read_text() if options.signer else os.environ.get("LOCAL_SES_SIGNER")
-        )
+        pem = options.signer.read_text() if options.signer else os.environ.get("LOCAL_SES_SIGNER")
         if not pem:
             parser.error("--webhook needs --signer, or the PEM in LOCAL_SES_SIGNER")
         signer = SNSSigner.from_pem(pem, topic_arn=options.topic)
-        publisher = FeedbackPublisher(signer, options.webhook, events=options.events)
+        publisher = FeedbackPublisher(
+            signer, options.webhook, events=options.events, delay_seconds=options.delay
+        )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

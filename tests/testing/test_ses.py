@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -240,3 +241,16 @@ class TestFeedback:
         publisher.close()
 
         assert publisher.statuses == [0] * 4
+
+    def test_waits_as_ses_does(self, ses: LocalSES, signer: SNSSigner) -> None:
+        publisher = FeedbackPublisher(
+            signer, "http://127.0.0.1:1/", delay_seconds=0.2, retry_seconds=0
+        )
+        ses._on_accepted = publisher
+        start = time.monotonic()
+
+        send(make_client(ses.url), "bounce@simulator.amazonses.com")
+        publisher.close()
+
+        assert publisher.statuses
+        assert time.monotonic() - start >= 0.2
