@@ -5,6 +5,7 @@ Ids are stable and never used again with another meaning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from connect_mailer.conf import (
 )
 from connect_mailer.exceptions import ConfigurationError
 
+_TOPIC = re.compile(r"arn:aws(-cn|-us-gov)?:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _ADMIN_EMAIL_HANDLER = "django.utils.log.AdminEmailHandler"
 
 
@@ -103,7 +105,7 @@ def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 
 @register(Tags.security)
 def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """W001, W002, E007: bounces and complaints that don't come in, or come in unverified."""
+    """W001, W002, W006, E007, E008: bounces and complaints that would not come in."""
     messages: list[CheckMessage] = []
     if conf.legacy("BOUNCY_VERIFY_CERTIFICATE") in (False, "False", "false", "0"):
         messages.append(
@@ -122,13 +124,32 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 id="connect_mailer.W001",
             )
         )
-    elif _try(lambda: conf.topic_arns) == ():
+        return messages
+    topics = _try(lambda: conf.topic_arns)
+    if topics == ():
         messages.append(
             Caution(
                 "BOUNCY_TOPIC_ARN is empty, so /mail/bouncy/ accepts nothing: bounces and "
                 "complaints don't become Unsubscribe rows.",
                 hint="Set it to the ARNs of the SNS topics that SES publishes to.",
                 id="connect_mailer.W002",
+            )
+        )
+    messages += [
+        Caution(
+            f"BOUNCY_TOPIC_ARN has {topic!r}, which is no ARN of an SNS topic, so it allows none.",
+            hint="It should look like 'arn:aws:sns:us-east-1:123456789012:ses-feedback'.",
+            id="connect_mailer.W006",
+        )
+        for topic in topics or ()
+        if not _TOPIC.fullmatch(topic)
+    ]
+    if conf.key_cache not in settings.CACHES:
+        messages.append(
+            Error(
+                f"BOUNCY_KEY_CACHE is {conf.key_cache!r}, and there is no such cache.",
+                hint=f"Use one of CACHES: {', '.join(settings.CACHES)}.",
+                id="connect_mailer.E008",
             )
         )
     return messages

@@ -76,6 +76,26 @@ def test_no_topic(settings: Any) -> None:
     assert set(run()) == {"W002"}
 
 
+def test_topics_that_are_none(settings: Any) -> None:
+    settings.BOUNCY_TOPIC_ARN = ["arn:aws:sns:us-east-1:123456789012:feedback", "feedback"]
+
+    assert "'feedback'" in run()["W006"]
+
+
+def test_a_cache_that_is_not_there(settings: Any) -> None:
+    settings.BOUNCY_KEY_CACHE = "keys"
+
+    assert "'keys'" in run()["E008"]
+
+
+def test_django_bouncy_is_missing(settings: Any) -> None:
+    settings.INSTALLED_APPS = [
+        name for name in settings.INSTALLED_APPS if name != "connect_mailer.bouncy"
+    ]
+
+    assert set(run()) == {"W001"}
+
+
 def test_verification_can_not_be_switched_off(settings: Any) -> None:
     settings.BOUNCY_VERIFY_CERTIFICATE = False
 

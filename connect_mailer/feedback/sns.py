@@ -335,13 +335,14 @@ class Certificates:
             NotificationUndecided: it can't be had now.
         """
         now = datetime.now(UTC)
-        for pem in (_ask(cache, url), self._known.get(url)):
+        known = self._known.get(url)
+        for pem in (_ask(cache, url), known):
             if pem is not None:
                 try:
                     return read_certificate(pem, host=host, now=now)
                 except ValueError as error:
                     logger.warning("A kept signing certificate is not used: %s", error)
-        pem = self._wait(url, host)
+        pem = self._wait(url, host, known)
         try:
             key = read_certificate(pem, host=host, now=now)
         except ValueError as error:
@@ -349,8 +350,10 @@ class Certificates:
         _tell(cache, url, pem)
         return key
 
-    def _wait(self, url: str, host: str) -> bytes:
+    def _wait(self, url: str, host: str, known: bytes | None) -> bytes:
         with self._lock:
+            if (pem := self._known.get(url)) is not None and pem != known:
+                return pem  # came while this one looked
             running = self._running.get(url)
             if running is None:
                 self._refuse_failed(url)

@@ -161,6 +161,7 @@ def pause(reason: str, *, using: str) -> None:
     leases.acquire(PAUSE, conf.pause_seconds, using=using, note=reason)
 
 
+@log_mail.at_work()
 def drain_outbox(
     *, wake: Callable[[], None], ask_for_help: Callable[[], None], one_pass: bool = False
 ) -> int:
@@ -176,19 +177,20 @@ def drain_outbox(
     lease = _enter(using)
     if lease is None:
         return 0
-    drain = _make_drain(using, lease, ask_for_help=ask_for_help, one_pass=one_pass)
     try:
-        return drain.run()
+        drain = _make_drain(using, lease, ask_for_help=ask_for_help, one_pass=one_pass)
+        drain.run()
     finally:
         leases.release(lease.name, lease.holder, using=using)
-        # After that, since whoever saw this drain running asked for no other one.
-        if (
-            not one_pass
-            and drain.longest_wait_seconds < conf.drain_seconds
-            and not leases.find_alive(PAUSE, using=using)
-            and outbox.is_due(using=using)
-        ):
-            wake()
+    # After that, since whoever saw this drain running asked for no other one.
+    if (
+        not one_pass
+        and drain.longest_wait_seconds < conf.drain_seconds
+        and not leases.find_alive(PAUSE, using=using)
+        and outbox.is_due(using=using)
+    ):
+        wake()
+    return drain.sent
 
 
 def _enter(using: str) -> DrainLease | None:
@@ -363,7 +365,8 @@ class Drain:
         if not leases.renew(
             self._lease.name, self._lease.holder, DRAIN_LEASE_SECONDS, using=self._using
         ):
-            logger.warning("%s lost its lease and ends.", self._lease.name)
+            logger.warning("The drain lost its lease (%s) and ends.", self._lease.name)
+            self._lease = None
             self.end()
         elif leases.find_alive(PAUSE, using=self._using):
             self.end()

@@ -34,6 +34,10 @@ PURGE_CHUNK = 1000
 
 _MAX_ERROR = 2000
 
+# An event of SES may settle a row before its drain does, and knows at least as much: that it
+# was sent, or that SES took it and rejected it afterwards.
+_SETTLED_BY_EVENT = Q(status=Status.SENT) | (Q(status=Status.FAILED) & ~Q(ses_message_id=""))
+
 
 def get_database() -> str:
     """Alias of the database that the outbox is in."""
@@ -294,22 +298,21 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
             finished_at=DatabaseNow(),
             last_error=lambda result: Value(result.error[:_MAX_ERROR]),
         )
-        _announce(signals.message_sent, list(sent), using)
-        suppressed = [result.pk for result in ended if result.status == Status.SUPPRESSED]
-        _announce(signals.message_suppressed, suppressed, using)
+        pks = [result.pk for result in ended]
+        _announce(signals.message_suppressed, rows.filter(pk__in=pks, status=Status.SUPPRESSED))
         _announce(
             signals.message_failed,
-            [result.pk for result in ended if result.status != Status.SUPPRESSED],
-            using,
+            rows.filter(pk__in=pks, status__in=[Status.FAILED, Status.EXPIRED]),
         )
-        if suppressed:
-            OutgoingContent.objects.release(rows.filter(pk__in=suppressed))
+        if any(result.status == Status.SUPPRESSED for result in ended):
+            OutgoingContent.objects.release(rows.filter(pk__in=pks, status=Status.SUPPRESSED))
 
 
 def _settle_sent(sent: Mapping[int, Sent], *, keep_bodies: bool, using: str) -> None:
-    # An event of SES may have settled it first, and knew at least as much.
     rows = OutgoingMessage.objects.using(using).filter(pk__in=list(sent))
-    rows.exclude(status=Status.SENT).update(
+    # Whose signal an event has not sent yet.
+    _announce(signals.message_sent, rows.exclude(_SETTLED_BY_EVENT))
+    rows.exclude(_SETTLED_BY_EVENT).update(
         status=Status.SENT,
         claim=None,
         in_doubt=False,
@@ -348,21 +351,26 @@ def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:
     )
 
 
-def _announce(signal: Any, pks: Sequence[int], using: str) -> None:
-    if not pks or not signal.has_listeners(OutgoingMessage):
+def _announce(signal: Any, rows: QuerySet[OutgoingMessage]) -> None:
+    """Send a signal for the rows as they are now, after commit; nothing is asked if none listen."""
+    if not signal.has_listeners(OutgoingMessage):
         return
+    pks = list(rows.values_list("pk", flat=True))
 
     def send() -> None:
-        for message in OutgoingMessage.objects.using(using).filter(pk__in=pks):
+        for message in OutgoingMessage.objects.using(rows.db).filter(pk__in=pks):
             signal.send_robust(sender=OutgoingMessage, message=message)
 
-    transaction.on_commit(send, using=using, robust=True)
+    if pks:
+        transaction.on_commit(send, using=rows.db, robust=True)
 
 
 def announce_suppressed(messages: Iterable[OutgoingMessage], *, using: str) -> None:
     """``message_suppressed`` for rows that were stored just now, after commit."""
     pks = [message.pk for message in messages if message.status == Status.SUPPRESSED]
-    _announce(signals.message_suppressed, pks, using)
+    if pks:
+        rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
+        _announce(signals.message_suppressed, rows)
 
 
 # By hand and by the clock
@@ -424,13 +432,17 @@ def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
     for pks in _chunks(bodies):
         with transaction.atomic(using=using):
             OutgoingContent.objects.release(OutgoingMessage.objects.using(using).filter(pk__in=pks))
+    # Two rows of one message that were settled at the same moment may both have left it behind.
+    contents = OutgoingContent.objects.using(using).filter(messages=None)
+    for ids in _chunks(contents):
+        contents.filter(pk__in=ids).delete()
     receipts = NotificationReceipt.objects.using(router.db_for_write(NotificationReceipt))
     for pks in _chunks(receipts.filter(received_at__lt=old)):
         receipts.filter(pk__in=pks).delete()
     return forgotten
 
 
-def _chunks(queryset: QuerySet[Any]) -> Iterator[list[int]]:
+def _chunks(queryset: QuerySet[Any]) -> Iterator[list[Any]]:
     """The keys of a queryset that shrinks while it is worked off."""
     while pks := list(queryset.values_list("pk", flat=True)[:PURGE_CHUNK]):
         yield pks

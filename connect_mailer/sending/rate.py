@@ -34,9 +34,6 @@ class AccountRate:
         """The rate for SES through ``client``, or for another transport (``None``).
 
         ``None``: not paced, which is so for other transports unless the settings name a number.
-
-        Raises:
-            AccountProblem: the credentials don't work.
         """
         configured = conf.rate
         number = None if configured == "auto" else configured

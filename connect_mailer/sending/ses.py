@@ -90,6 +90,10 @@ _WORDS: Final[tuple[tuple[str, type[DeliveryError]], ...]] = (
 
 _MAX_WORDS: Final = 500
 
+# Where nothing names a region: there seacucumber sent, through boto 2's default.
+# Source: boto 2.49, boto/ses/connection.py, SESConnection.DefaultRegionName.
+_LEGACY_REGION: Final = "us-east-1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
@@ -260,7 +264,6 @@ def _make_client(
 ) -> Any:
     import boto3
     from botocore.config import Config
-    from botocore.exceptions import NoRegionError
 
     # A session of its own: boto3's default session is not safe for threads.
     session = boto3.session.Session(
@@ -272,6 +275,7 @@ def _make_client(
     try:
         return session.client(
             "sesv2",
+            region_name=session.region_name or _LEGACY_REGION,
             endpoint_url=endpoint_url,
             config=Config(
                 # Each attempt has to pay for its tokens, so none is boto3's own.
@@ -282,11 +286,6 @@ def _make_client(
                 tcp_keepalive=True,
             ),
         )
-    except NoRegionError as error:
-        raise AccountProblem(
-            'No AWS region is known: set CONNECT_MAILER["SES_REGION"], or AWS_DEFAULT_REGION '
-            "in the environment."
-        ) from error
     except ValueError as error:
         raise AccountProblem(
             f'CONNECT_MAILER["SES_ENDPOINT_URL"] can\'t be used: {error}'

@@ -401,8 +401,15 @@ class TestSettings:
             client.send(ENVELOPE)
 
     def test_no_region(self, connect: Callable[..., SESClient]) -> None:
-        with pytest.raises(AccountProblem, match=r'set CONNECT_MAILER\["SES_REGION"\]'):
-            connect(None, region=None).send(ENVELOPE)
+        # As seacucumber had it.
+        assert connect(None, region=None)._get_client().meta.region_name == "us-east-1"
+
+    def test_the_region_of_the_environment(
+        self, connect: Callable[..., SESClient], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+
+        assert connect(None, region=None)._get_client().meta.region_name == "eu-west-1"
 
     def test_no_profile(
         self, connect: Callable[..., SESClient], monkeypatch: pytest.MonkeyPatch
