@@ -97,10 +97,14 @@ def run(
         screen.fail(error, servers.started + site.started)
         return 1
     if serve:
-        screen.say(f"The site:  {site_url}/")
-        screen.say(f"The admin: {site_url}/admin/   login: {ADMIN}   password: {password}")
+        screen.step("It goes on: write to somebody, opt out, look into the mailbox and the admin")
+        screen.say(f"site      {site_url}/")
+        screen.say(f"admin     {site_url}/admin/")
+        screen.say(f"login     {ADMIN}")
+        screen.say(f"password  {password}")
         screen.say("Ctrl-C stops it.")
         serve_on(servers, site)
+        screen.say("Stopping; nothing is left behind.")
     return 0 if is_good else 1
 
 

@@ -70,3 +70,12 @@ def databases() -> dict[str, Any]:
             "OPTIONS": {"transaction_mode": "IMMEDIATE"},
         }
     }
+
+
+def make_environment(**changes: str) -> dict[str, str]:
+    """The environment of a child process that has every warning as an error.
+
+    Django 6.1 warns about ``EMAIL_BACKEND`` itself, so there it has ``MAILERS``.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "TEST_EMAIL_SETTING"}
+    return {**kept, **changes}

@@ -140,7 +140,8 @@ def test_the_examples_of_tests_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [*map(str, command), "-p", "no:cacheprovider", str(tmp_path)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # A test database of its own: in PostgreSQL it would take this run's.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_DATABASE": "sqlite"},
         capture_output=True,
         text=True,
         check=False,

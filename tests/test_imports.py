@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+
+from tests.servers import make_environment
 
 QUEUE = """
 import sys
@@ -24,7 +25,7 @@ print(sorted({"boto3", "botocore", "redis"} & set(sys.modules)))
 def test_a_web_process_that_queues_loads_neither_boto3_nor_redis() -> None:
     output = subprocess.run(
         [sys.executable, "-W", "error", "-c", QUEUE],
-        env={**os.environ, "TEST_DATABASE": "sqlite"},
+        env=make_environment(TEST_DATABASE="sqlite"),
         capture_output=True,
         text=True,
         check=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
 from connect_mailer.sending import leases
+from tests.servers import make_environment
 
 pytestmark = pytest.mark.django_db
 
@@ -92,7 +92,7 @@ class TestWake:
                 broker.close()
             output = subprocess.run(
                 [sys.executable, "-W", "error", "-c", WAKE_TWICE, f"redis://127.0.0.1:{port}/0"],
-                env={**os.environ, "TEST_DATABASE": "sqlite"},
+                env=make_environment(TEST_DATABASE="sqlite"),
                 capture_output=True,
                 text=True,
                 timeout=60,

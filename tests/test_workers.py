@@ -29,7 +29,7 @@ class Site:
         self.server = servers.postgres()
         self.name = f"site_{uuid.uuid4().hex}"
         self.env = {
-            **os.environ,
+            **servers.make_environment(),
             "DJANGO_SETTINGS_MODULE": "tests.site.settings",
             # Celery warns about root, which a container may well run the tests as.
             "PYTHONWARNINGS": "error,ignore:You're running the worker with superuser",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,13 +15,13 @@ from django_bouncy.models import Bounce
 from connect_mailer.models import NotificationReceipt, Unsubscribe
 from connect_mailer.testing.sns import make_bounce
 from tests.feedback.site import DELIVERIES, deliver
+from tests.servers import make_environment
 
 PEOPLE = ["a@example.com", "b@example.com"]
 
 
 @pytest.mark.parametrize("transaction_mode", ["DEFERRED", "IMMEDIATE"])
 def test_on_sqlite(tmp_path, transaction_mode):
-    environment = {k: v for k, v in os.environ.items() if k != "TEST_DATABASE"}
     result = subprocess.run(
         [
             sys.executable,
@@ -35,7 +34,7 @@ def test_on_sqlite(tmp_path, transaction_mode):
         ],
         capture_output=True,
         check=False,
-        env=environment,
+        env=make_environment(TEST_DATABASE="sqlite"),
         timeout=300,
     )
     assert result.returncode == 0, result.stderr.decode()
