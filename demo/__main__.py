@@ -72,11 +72,12 @@ def run(
     )
     # What is entered last is stopped first: the site and its workers need the servers.
     servers = stack.enter_context(Processes(folder, interrupts))
-    site = stack.enter_context(Processes(folder, interrupts))
+    site = Processes(folder, interrupts)
     try:
         with screen.busy("starting a Valkey, a local SES, the site and two workers"):
             with interrupts.held():
                 stack.enter_context(ses)
+            stack.enter_context(site)
             set_environment(folder, site_url=site_url, ses_url=ses.url, valkey_url=valkey_url)
             start_valkey(servers, valkey_port, folder)
             make_database(password)
@@ -93,18 +94,20 @@ def run(
         is_good = all(check.held for check in story.checks)
         if not is_good:
             screen.fail(DemoFailed("Not all of it held."), servers.started + site.started)
+        if serve:
+            screen.step(
+                "It goes on: write to somebody, opt out, look into the mailbox and the admin"
+            )
+            screen.say(f"site      {site_url}/")
+            screen.say(f"admin     {site_url}/admin/")
+            screen.say(f"login     {ADMIN}")
+            screen.say(f"password  {password}")
+            screen.say("Ctrl-C stops it.")
+            serve_on(servers, site)
+            screen.say("Stopping; nothing is left behind.")
     except Exception as error:  # noqa: BLE001 (it is shown, and the demo fails)
         screen.fail(error, servers.started + site.started)
         return 1
-    if serve:
-        screen.step("It goes on: write to somebody, opt out, look into the mailbox and the admin")
-        screen.say(f"site      {site_url}/")
-        screen.say(f"admin     {site_url}/admin/")
-        screen.say(f"login     {ADMIN}")
-        screen.say(f"password  {password}")
-        screen.say("Ctrl-C stops it.")
-        serve_on(servers, site)
-        screen.say("Stopping; nothing is left behind.")
     return 0 if is_good else 1
 
 
