@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
 from typing import Final
 
 from django.apps import apps
 from django.contrib.auth.decorators import login_not_required
 from django.core.cache import caches
 from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 # SNS waits 15 s for an answer. Where another transaction holds what this one needs, it is
 # better to be asked again than to be late. Source: "HTTP/HTTPS ... 15 seconds", as above.
 LOCK_SECONDS: Final = 2
+_MYSQL_WAIT: Final = "@@SESSION.innodb_lock_wait_timeout"
 
 certificates: Final = sns.Certificates()
 _TOPIC_LOG_SECONDS: Final = 3600.0
@@ -126,8 +129,7 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
     event = events.read(message)
     using = router.db_for_write(NotificationReceipt)
     try:
-        with transaction.atomic(using=using):
-            _hurry(using)
+        with _brief_transaction(using):
             records.make_receipt(notification, using=using)
             signals.notification.send(
                 sender="bouncy_endpoint", notification=notification.data, request=request
@@ -225,11 +227,27 @@ _HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], int]]] = {
 }
 
 
-def _hurry(using: str) -> None:
+@contextmanager
+def _brief_transaction(using: str) -> Iterator[None]:
+    """A transaction that waits ``LOCK_SECONDS`` for a lock; servers would wait much longer."""
     connection = connections[using]
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+    is_mysql = connection.vendor == "mysql"
+    # MySQL can't set it for one transaction, and another request comes by this connection.
+    if is_mysql:
+        _set(connection, f"@connect_mailer_wait = {_MYSQL_WAIT}, {_MYSQL_WAIT} = {LOCK_SECONDS}")
+    try:
+        with transaction.atomic(using=using):
+            if connection.vendor == "postgresql":
+                _set(connection, f"LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+            yield
+    finally:
+        if is_mysql:
+            _set(connection, f"{_MYSQL_WAIT} = @connect_mailer_wait")
+
+
+def _set(connection: BaseDatabaseWrapper, assignments: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET {assignments}")
 
 
 def _log_topic(topic_arn: str, *, is_any_set: bool) -> None:

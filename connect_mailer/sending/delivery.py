@@ -44,7 +44,7 @@ from connect_mailer.models import (
 )
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.database_limiter import DatabaseLimiter
-from connect_mailer.sending.limiter import Limiter, RedisLimiter, Reservation
+from connect_mailer.sending.limiter import AHEAD_SECONDS, Limiter, RedisLimiter, Reservation
 from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.ses import Envelope, SESClient
 from connect_mailer.sending.suppression import Candidate, Suppression
@@ -69,7 +69,11 @@ OUTAGE_SECONDS = 1.0
 
 # A call that starts this late (a busy machine) is caught up with; later, and what follows
 # shifts. Far less than the burst of 0.1 s that the strictest accounts allow.
-LATE_SECONDS = 0.02
+LATE_SECONDS = 0.015
+
+# A wide row takes all at once of what the account allows, so a call before it that is late
+# would be one too many: it is sent this much into its slot.
+STRAGGLER_SECONDS = 0.05
 
 # Bytes of bodies that one claim may load, and so about what a drain holds in memory.
 MAX_CLAIM_BYTES = 32_000_000
@@ -94,6 +98,11 @@ class Slot:
     starts_at: float
     width_seconds: float
     lease_ends_at: float
+
+    @property
+    def delay_seconds(self) -> float:
+        """From the start of the slot to the call."""
+        return STRAGGLER_SECONDS if self.width_seconds > AHEAD_SECONDS else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +336,7 @@ class Drain:
         """Sleep until an answer comes or something else is to be done."""
         moments = [self._beat_at]
         if self._slots:
-            moments.append(max(self._slots[0].starts_at, self._clear_at))
+            moments.append(self._find_call_time(self._slots[0]))
         if self._results:
             moments.append(self._settle_at)
         if not self._is_ending:
@@ -537,16 +546,19 @@ class Drain:
     def _dispatch(self, now: float) -> None:
         """Start the calls whose slot has come. What is late shifts what follows, so that
         slots never bunch."""
-        while self._slots and max(self._slots[0].starts_at, self._clear_at) <= now:
+        while self._slots and self._find_call_time(self._slots[0]) <= now:
             slot = self._slots.popleft()
-            self._clear_at = (
-                max(slot.starts_at, self._clear_at, now - LATE_SECONDS) + slot.width_seconds
-            )
+            due_at = self._find_call_time(slot) - slot.delay_seconds
+            late_at = now - slot.delay_seconds - LATE_SECONDS
+            self._clear_at = max(due_at, late_at) + slot.width_seconds
             self._in_flight += 1
             future = self._pool.submit(self._call, slot)
             future.add_done_callback(partial(self._answer, slot))
         is_full = self._in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
+
+    def _find_call_time(self, slot: Slot) -> float:
+        return max(slot.starts_at, self._clear_at) + slot.delay_seconds
 
     def _answer(self, slot: Slot, future: Future[str]) -> None:
         self._answers.put((slot, future))
