@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @functools.cache
@@ -56,13 +56,37 @@ def postgres() -> dict[str, Any]:
     }
 
 
+def mysql() -> dict[str, Any]:
+    """Django settings of the MySQL or MariaDB server at ``TEST_MYSQL_URL``.
+
+    Such as ``mysql://user:password@127.0.0.1:3306/name``: there is none in a wheel. Tests
+    make a database ``test_name`` of their own there.
+    """
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    parts = urlsplit(os.environ["TEST_MYSQL_URL"])
+    return {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": parts.path.lstrip("/") or "connect_mailer",
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "127.0.0.1",
+        "PORT": parts.port or "",
+        "OPTIONS": {"charset": "utf8mb4"},
+        "TEST": {"CHARSET": "utf8mb4"},
+    }
+
+
 def databases() -> dict[str, Any]:
-    """``DATABASES`` for ``TEST_DATABASE``: ``sqlite`` (the default) or ``postgres``."""
+    """``DATABASES`` for ``TEST_DATABASE``: ``sqlite`` (the default), ``postgres``, ``mysql``."""
     kind = os.environ.get("TEST_DATABASE", "sqlite")
     if kind == "postgres":
         return {"default": postgres()}
+    if kind == "mysql":
+        return {"default": mysql()}
     if kind != "sqlite":
-        raise ValueError(f"TEST_DATABASE is {kind!r}; it must be 'sqlite' or 'postgres'.")
+        raise ValueError(f"TEST_DATABASE is {kind!r}; it must be 'sqlite', 'postgres' or 'mysql'.")
     return {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",

@@ -237,9 +237,17 @@ MUTANTS = [
 ]
 
 
-# A rule that only PostgreSQL's tests can hold.
+# Rules that only a server's tests can hold.
 if os.environ.get("TEST_DATABASE") == "postgres":
-    MUTANTS += _mutants("webhook.py", ("locks are not waited for", "_hurry(using)\n", "pass\n"))
+    MUTANTS += _mutants(
+        "webhook.py", ("locks are not waited for", '_set(connection, f"LOCAL', 'str(f"')
+    )
+if os.environ.get("TEST_DATABASE") == "mysql":
+    MUTANTS += _mutants(
+        "webhook.py",
+        ("locks are not waited for", "_MYSQL_WAIT} = {LOCK_SECONDS}", "_MYSQL_WAIT} = 50"),
+        ("waiting is restored", '= @connect_mailer_wait")', '= 2")'),
+    )
 
 
 def main(word: str = "") -> int:

@@ -47,14 +47,14 @@ def test_on_sqlite(tmp_path, transaction_mode):
 
 
 @pytest.fixture
-def _postgresql():
-    if connection.vendor != "postgresql":
+def _server():
+    if connection.vendor == "sqlite":
         pytest.skip("its own test is above")
 
 
-@pytest.mark.usefixtures("_postgresql")
+@pytest.mark.usefixtures("_server")
 @pytest.mark.django_db(transaction=True)
-def test_on_postgresql(signer):
+def test_on_a_server(signer):
     answers = deliver(signer.notification(make_bounce(PEOPLE)))
     assert set(answers) <= {"200", "503"}
     assert answers["200"] >= 1
@@ -62,7 +62,7 @@ def test_on_postgresql(signer):
     assert rows == [1, 2, 2]
 
 
-@pytest.mark.usefixtures("_postgresql")
+@pytest.mark.usefixtures("_server")
 @pytest.mark.django_db(transaction=True)
 def test_a_lock_that_is_held_is_not_waited_for(signer, post):
     body = signer.notification(make_bounce(PEOPLE), message_id=str(uuid.uuid4()))
@@ -87,3 +87,19 @@ def test_a_lock_that_is_held_is_not_waited_for(signer, post):
         done.set()
         thread.join()
     assert post(body).status_code == 200
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="others set it for one transaction")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("again", [False, True])
+def test_the_time_to_wait_for_locks_is_as_it_was(signer, post, again):
+    body = signer.notification(make_bounce(PEOPLE))
+    with connection.cursor() as cursor:
+        cursor.execute("SET innodb_lock_wait_timeout = 37")
+        try:
+            for _ in range(1 + again):
+                assert post(body).status_code == 200
+            cursor.execute("SELECT @@innodb_lock_wait_timeout")
+            assert cursor.fetchone() == (37,)
+        finally:
+            cursor.execute("SET innodb_lock_wait_timeout = DEFAULT")

@@ -80,12 +80,19 @@ def test_a_database_that_fails(kind: type[Exception]) -> None:
     assert drain.reserve([1], 0.01).wait_seconds > 4000
 
 
+KILL = {
+    "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+    "mysql": "KILL CONNECTION_ID()",
+}
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no server")
 def test_a_connection_that_was_lost_is_made_again() -> None:
     drain = DatabaseLimiter()
     drain.reserve([50], 0.01)
-    connection.connection.close()
+    with connection.cursor() as cursor, pytest.raises(DatabaseError):
+        cursor.execute(KILL[connection.vendor])
     with pytest.raises(LimiterUnavailable):
         drain.reserve([1], 0.01)
     assert drain.reserve([1], 0.01).wait_seconds > 4000
