@@ -110,7 +110,7 @@ class ConnectMailerBackend(_Backend):
         if errors:
             order = {id(message): place for place, message in enumerate(messages)}
             errors.sort(key=lambda pair: order[id(pair[0])])
-            refused = MessagesRefused(errors, queued=queued, total=len(messages))
+            refused = MessagesRefused(errors, accepted=queued, total=len(messages))
             if not self.fail_silently:
                 raise refused from errors[0][1]
             logger.error("%s", refused)
@@ -183,7 +183,7 @@ class SESBackend(_Backend):
                 raise
             logger.error("SES did not take a message: %s", error)
         if errors and not self.fail_silently:
-            raise MessagesRefused(errors, queued=sent, total=len(messages)) from errors[0][1]
+            raise MessagesRefused(errors, accepted=sent, total=len(messages)) from errors[0][1]
         return sent
 
 

@@ -32,21 +32,23 @@ class InvalidMessage(ConnectMailerError, ValueError):
 
 
 class MessagesRefused(InvalidMessage):
-    """Some messages of one ``send_messages()`` call were refused; the others are queued.
+    """Some messages of one ``send_messages()`` call were refused; the others were accepted.
 
-    ``errors`` has one ``(message, exception)`` pair a refused message, in order; ``queued``
+    ``errors`` has one ``(message, exception)`` pair a refused message, in order; ``accepted``
     is the number that the call would have returned.
     """
 
-    def __init__(self, errors: Sequence[tuple[Any, Exception]], *, queued: int, total: int) -> None:
+    def __init__(
+        self, errors: Sequence[tuple[Any, Exception]], *, accepted: int, total: int
+    ) -> None:
         self.errors = list(errors)
-        self.queued = queued
+        self.accepted = accepted
         reasons = "; ".join(
             f"{str(getattr(message, 'subject', message))!r}: {error}"
             for message, error in self.errors
         )
         super().__init__(
-            f"{len(self.errors)} of {total} messages refused, {queued} queued. {reasons}"
+            f"{len(self.errors)} of {total} messages refused, {accepted} accepted. {reasons}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,8 +14,8 @@ from django.db import DatabaseError, connection, transaction
 from django.test import TestCase
 
 from connect_mailer import signals
-from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
-from connect_mailer.exceptions import InvalidMessage, MessagesRefused
+from connect_mailer.backend import ConnectMailerBackend, SESBackend, TransactionalBackend
+from connect_mailer.exceptions import InvalidMessage, MessagesRefused, Rejected
 from connect_mailer.models import (
     OutgoingContent,
     OutgoingMessage,
@@ -22,6 +23,7 @@ from connect_mailer.models import (
     Unsubscribe,
 )
 from connect_mailer.sending import outbox
+from connect_mailer.testing.ses import Fault, LocalSES
 
 pytestmark = pytest.mark.django_db
 
@@ -351,7 +353,7 @@ class TestRefusals:
             queue(message)
 
         assert isinstance(caught.value, ValueError)
-        assert caught.value.queued == 0
+        assert caught.value.accepted == 0
         assert OutgoingMessage.objects.count() == 0
 
     @pytest.mark.parametrize(
@@ -384,7 +386,7 @@ class TestRefusals:
     def test_the_good_ones_are_queued(self) -> None:
         good, bad = make(["a@example.org"]), make(["b"])
 
-        with pytest.raises(MessagesRefused, match=r"1 of 3 messages refused, 2 queued") as caught:
+        with pytest.raises(MessagesRefused, match=r"1 of 3 messages refused, 2 accepted") as caught:
             queue(good, bad, make(["c@example.org"]))
 
         assert [message for message, _ in caught.value.errors] == [bad]
@@ -404,6 +406,49 @@ class TestRefusals:
     def test_nothing_to_do(self) -> None:
         assert queue() == 0
         assert queue(make([])) == 0
+
+
+class TestDirect:
+    """``SESBackend``: at once, and past the tables."""
+
+    @pytest.fixture
+    def ses(self, settings: Any) -> Iterator[LocalSES]:
+        with LocalSES() as server:
+            settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "test"
+            settings.CONNECT_MAILER = {"SES_REGION": "us-east-1", "SES_ENDPOINT_URL": server.url}
+            yield server
+
+    def test_one_call_an_envelope_and_no_filter(
+        self, ses: LocalSES, django_assert_num_queries: Any
+    ) -> None:
+        Unsubscribe.objects.suppress("u0@example.org", "bounce")
+        message = make([], bcc=[f"u{n}@example.org" for n in range(60)])
+
+        with django_assert_num_queries(0):
+            assert SESBackend(metadata={"a": "1"}).send_messages([message, make()]) == 2
+
+        assert [len(mail.recipients) for mail in ses.mailbox()] == [50, 10, 1]
+        assert dict(ses.mailbox()[0].tags) == {"a": "1"}
+        assert OutgoingMessage.objects.count() == 0
+
+    def test_what_ses_does_not_take_is_raised(self, ses: LocalSES) -> None:
+        ses.inject(Fault(code="MessageRejected", times=None))
+
+        with pytest.raises(Rejected, match="MessageRejected"):
+            SESBackend().send_messages([make()])
+        assert SESBackend(fail_silently=True).send_messages([make()]) == 0
+
+    def test_bad_messages_are_named_and_the_others_sent(self, ses: LocalSES) -> None:
+        bad = [make(["nobody"]), make(headers={"X-A": "1\nBcc: x@example.org"})]
+
+        with pytest.raises(MessagesRefused, match="2 of 3 messages refused, 1 accepted"):
+            SESBackend().send_messages([*bad, make()])
+        assert SESBackend(fail_silently=True).send_messages([*bad, make()]) == 1
+        assert len(ses.mailbox()) == 2
+
+    def test_nothing_to_do(self, ses: LocalSES) -> None:
+        assert SESBackend().send_messages([]) == 0
+        assert SESBackend().send_messages([make([])]) == 0
 
 
 class TestTransactions:

@@ -116,6 +116,25 @@ def test_four_processes_send_each_of_2000_rows_once(site: Site, ses: LocalSES) -
     assert ses.stats().throttled == 0
 
 
+def test_the_database_goes_away_and_comes_back(site: Site, ses: LocalSES) -> None:
+    ses.configure(rate=200, latency_seconds=0.2)
+    site.run("queue", "400")
+
+    drain = site.start("tests.site", "drain")
+    for arrived in (50, 150, 250):
+        wait_for(lambda arrived=arrived: len(ses.mailbox()) >= arrived)  # type: ignore[misc]
+        site.ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    output, _ = drain.communicate(timeout=120)
+
+    assert drain.returncode == 0, output
+    assert output.splitlines()[-1] == "400"
+    assert site.count() == {"sent": 400}
+    assert set(count_arrivals(ses).values()) == {1}
+
+
 def test_a_worker_finds_what_the_broker_lost_and_stops_cleanly(site: Site, ses: LocalSES) -> None:
     site.run("queue", "20")
 
