@@ -120,10 +120,10 @@ def find_addressee(reported: str, destination: Iterable[str]) -> str | None:
     somebody whom the mail was sent to is believed. Forwarded mail bounces under an address
     that we never wrote to; where there was one recipient, it is about that one.
     """
-    known = set(destination)
+    known = frozenset(destination)
     if reported in known:
         return reported
-    return known.pop() if len(known) == 1 else None
+    return next(iter(known)) if len(known) == 1 else None
 
 
 def read_address(value: object) -> str | None:

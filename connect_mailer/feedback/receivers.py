@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.apps import apps
@@ -22,20 +23,30 @@ from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
 logger = logging.getLogger(__name__)
 
-_pending: ContextVar[dict[tuple[str, str], None] | None] = ContextVar("pending", default=None)
+
+@dataclass(kw_only=True)
+class _Batch:
+    """What the rows of one notification ask for, and whom all of them may be about."""
+
+    message: Mapping[str, Any]
+    destination: frozenset[str] | None = None
+    wanted: dict[tuple[str, str], None] = field(default_factory=dict)
+
+
+_batch: ContextVar[_Batch | None] = ContextVar("batch", default=None)
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(message: Mapping[str, Any]) -> Iterator[None]:
     """Write what the signals of one notification ask for at the end, each address once."""
-    pending: dict[tuple[str, str], None] = {}
-    token = _pending.set(pending)
+    batch = _Batch(message=message)
+    token = _batch.set(batch)
     try:
         yield
     finally:
-        _pending.reset(token)
-    if pending:
-        _suppress_all(pending)
+        _batch.reset(token)
+    if batch.wanted:
+        _suppress_all(batch.wanted)
 
 
 def suppress(
@@ -62,11 +73,11 @@ def suppress(
             conf.hash_address(instance.address),
         )
         return
-    pending = _pending.get()
-    if pending is None:
+    batch = _batch.get()
+    if batch is None:
         _suppress(address, source)
     else:
-        pending[address, source] = None
+        batch.wanted[address, source] = None
 
 
 def _find_source(row: Any) -> str | None:
@@ -85,16 +96,27 @@ def _find_address(row: Any, message: Mapping[str, Any]) -> str | None:
     reported = events.read_address(row.address)
     if reported is None:
         return None
-    destination = events.read_destination(message)
-    if not destination:
-        destination = tuple(
-            OutgoingRecipient.objects.filter(message__ses_message_id=row.mail_id)
-            .exclude(message__ses_message_id="")
-            .exclude(status=OutgoingRecipient.Status.SUPPRESSED)
-            .values_list("address", flat=True)
-        )
+    batch = _batch.get()
+    if batch is None or batch.message is not message:
+        destination = _find_destination(row, message)
+    else:
+        # The same for all rows, and there may be fifty.
+        if batch.destination is None:
+            batch.destination = _find_destination(row, message)
+        destination = batch.destination
     address = events.find_addressee(reported, destination)
     return None if address is None else events.read_address(address)
+
+
+def _find_destination(row: Any, message: Mapping[str, Any]) -> frozenset[str]:
+    if destination := events.read_destination(message):
+        return frozenset(destination)
+    return frozenset(
+        OutgoingRecipient.objects.filter(message__ses_message_id=row.mail_id)
+        .exclude(message__ses_message_id="")
+        .exclude(status=OutgoingRecipient.Status.SUPPRESSED)
+        .values_list("address", flat=True)
+    )
 
 
 def _suppress(address: str, source: str) -> None:

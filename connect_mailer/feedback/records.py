@@ -84,8 +84,9 @@ def make_rows(event: Event, notification: Notification) -> list[models.Model]:
         "mail_from": event.sender,
         **_describe(event),
     }
+    shared = _cut(model, shared)
     rows = [
-        model(**_cut(model, {**shared, **_describe_recipient(event, recipient)}))
+        model(**shared, **_cut(model, _describe_recipient(event, recipient)))
         for recipient in event.recipients
     ]
     manager = model._default_manager
@@ -145,8 +146,10 @@ def _find(event: Event, using: str) -> OutgoingMessage | None:
         query |= Q(ses_message_id=event.ses_message_id)
     if not query:
         return None
-    found = list(
-        OutgoingMessage.objects.using(using).select_for_update().filter(query).order_by("pk")
+    # Sorted here: Django takes longer to write the ORDER BY than to ask.
+    found = sorted(
+        OutgoingMessage.objects.using(using).select_for_update().filter(query),
+        key=lambda message: message.pk,
     )
     # The tag is our own name of a row; an id is of the call that made it.
     by_tag = (message for message in found if message.uuid == event.tag)
@@ -260,11 +263,13 @@ def _describe_recipient(event: Event, recipient: events.Recipient) -> dict[str, 
 
 
 def _cut(model: type[models.Model], values: Mapping[str, Any]) -> dict[str, Any]:
-    meta, cut = model._meta, {}
-    for name, value in values.items():
-        max_length = getattr(meta.get_field(name), "max_length", None)
-        cut[name] = value[:max_length] if max_length and isinstance(value, str) else value
-    return cut
+    get_field = model._meta.get_field
+    return {
+        name: value[: getattr(get_field(name), "max_length", None)]
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
 
 
 def _cut_id(event: Event) -> str:

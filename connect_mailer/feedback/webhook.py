@@ -138,7 +138,7 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
                 logger.info("Notification %s is not about mail", _quote(notification.message_id))
                 return 200
             rows = records.make_rows(event, notification)
-            with receivers.together():
+            with receivers.together(message):
                 for row in rows:
                     signals.feedback.send(
                         sender=type(row),
