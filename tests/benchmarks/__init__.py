@@ -1,0 +1,1 @@
+"""How fast, measured: ``python -m tests.benchmarks webhook``. No tests: two noisy cores."""

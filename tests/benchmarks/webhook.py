@@ -1,0 +1,383 @@
+"""Genuine notifications a second on one core, ours beside django-ses's view, and forgeries.
+
+Both views are on one site and get the same kind of signed body through Django's WSGI
+handler; both have the certificate in their cache and verify the signature. What they write:
+
+``ours``
+    receipt (no notification twice), one row a recipient, ``Unsubscribe``, outbox; atomic.
+``recorded``
+    django-ses, with the receiver that a site would write to record the same: receipt, one
+    row a recipient by ``create()``, and its own blacklist. Atomic, but no outbox.
+``bulk``
+    the same with ``bulk_create()``, for who has thought of it.
+``bare``
+    django-ses as installed: the blacklist for bounces, nothing for deliveries, so a
+    notification that comes twice counts twice.
+
+Rounds of all are interleaved, and the median of each is shown, so that a machine that slows
+down slows all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from io import BytesIO
+from typing import Any
+from unittest import mock
+
+ROUNDS = 7
+NOTIFICATIONS = {1: 150, 10: 60, 50: 30}
+FORGERIES = 2000
+
+_MODE = {"bulk": False, "records": False}
+
+urlpatterns: list[Any] = []
+
+
+def main() -> None:
+    """Print the tables."""
+    _configure()
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.db import connection
+    from django.test.utils import setup_databases, teardown_databases
+
+    logging.disable(logging.CRITICAL)
+    kept = setup_databases(verbosity=0, interactive=False)
+    # After the server of the database was started, which so has the other cores.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    try:
+        print(  # noqa: T201
+            f"{platform.python_implementation()} {platform.python_version()}, "
+            f"{connection.vendor} {'.'.join(map(str, connection.get_database_version()))}, "
+            f"one of {os.cpu_count()} cores; median of {ROUNDS} interleaved rounds\n"
+        )
+        bench = _Bench(WSGIHandler())
+        bench.compare()
+        bench.split()
+        bench.flood()
+    finally:
+        teardown_databases(kept, verbosity=0)
+
+
+def _configure() -> None:
+    import django
+    from django.conf import settings
+
+    from connect_mailer.testing.sns import TOPIC_ARN
+    from tests import settings as base
+
+    options = {name: getattr(base, name) for name in dir(base) if name.isupper()}
+    databases = {
+        alias: {**database, "CONN_MAX_AGE": None} for alias, database in base.DATABASES.items()
+    }
+    settings.configure(
+        **options
+        | {
+            "DATABASES": databases,
+            "INSTALLED_APPS": [*base.INSTALLED_APPS, "django_ses"],
+            "MIDDLEWARE": [],
+            "ROOT_URLCONF": __name__,
+            "BOUNCY_TOPIC_ARN": [TOPIC_ARN],
+            "AWS_SNS_EVENT_TRUSTED_TOPIC_ARNS": [TOPIC_ARN],
+            "AWS_SES_ADD_BOUNCE_TO_BLACKLIST": True,
+            "LOGGING_CONFIG": None,
+        }
+    )
+    django.setup()
+    from django.urls import path
+    from django.views.decorators.csrf import csrf_exempt
+    from django_ses import signals
+    from django_ses.views import SESEventWebhookView
+
+    from connect_mailer.feedback.webhook import endpoint
+
+    urlpatterns[:] = [
+        path("ours/", endpoint),
+        path("theirs/", csrf_exempt(SESEventWebhookView.as_view())),
+    ]
+    signals.delivery_received.connect(_record_delivery)
+    signals.bounce_received.connect(_record_bounce)
+
+
+def _record_delivery(
+    sender: Any, mail_obj: Any, delivery_obj: Any, raw_message: bytes, **kwargs: Any
+) -> None:
+    from django_bouncy.models import Delivery
+
+    details = {
+        "delivered_time": delivery_obj["timestamp"],
+        "processing_time": delivery_obj["processingTimeMillis"],
+        "smtp_response": delivery_obj["smtpResponse"],
+    }
+    _record(Delivery, raw_message, mail_obj, [(a, details) for a in delivery_obj["recipients"]])
+
+
+def _record_bounce(
+    sender: Any, mail_obj: Any, bounce_obj: Any, raw_message: bytes, **kwargs: Any
+) -> None:
+    from django_bouncy.models import Bounce
+
+    recipients = [
+        (
+            recipient["emailAddress"],
+            {
+                "hard": bounce_obj["bounceType"] == "Permanent",
+                "bounce_type": bounce_obj["bounceType"],
+                "bounce_subtype": bounce_obj["bounceSubType"],
+                "action": recipient["action"],
+                "status": recipient["status"],
+                "diagnostic_code": recipient["diagnosticCode"],
+                "feedback_id": bounce_obj["feedbackId"],
+                "feedback_timestamp": bounce_obj["timestamp"],
+            },
+        )
+        for recipient in bounce_obj["bouncedRecipients"]
+    ]
+    _record(Bounce, raw_message, mail_obj, recipients)
+
+
+def _record(
+    model: Any, raw_message: bytes, mail: Any, recipients: list[tuple[str, dict[str, Any]]]
+) -> None:
+    from django.db import transaction
+
+    from connect_mailer.models import NotificationReceipt
+
+    if not _MODE["records"]:
+        return
+    notification = json.loads(raw_message)
+    shared = {
+        "sns_topic": notification["TopicArn"],
+        "sns_messageid": notification["MessageId"],
+        "mail_timestamp": mail["timestamp"],
+        "mail_id": mail["messageId"],
+        "mail_from": mail["source"],
+    }
+    with transaction.atomic():
+        NotificationReceipt.objects.create(message_id=notification["MessageId"])
+        if _MODE["bulk"]:
+            model.objects.bulk_create(
+                model(address=address, **shared, **details) for address, details in recipients
+            )
+        else:
+            for address, details in recipients:
+                model.objects.create(address=address, **shared, **details)
+
+
+class _Bench:
+    def __init__(self, handler: Any) -> None:
+        from cryptography import x509
+        from django_ses import utils
+
+        from connect_mailer.testing.sns import SNSSigner
+
+        self._handler = handler
+        self._signer = SNSSigner.generate()
+        self._signer.trust()
+        certificate = x509.load_pem_x509_certificate(self._signer.certificate_pem.encode())
+        utils._CERT_CACHE[self._signer.certificate_url] = certificate
+
+    # Side by side
+
+    def compare(self) -> None:
+        """A table of each kind and size of notification."""
+        print(  # noqa: T201
+            f"{'notification':<26}{'view':<10}{'a second':>9}{'CPU us':>9}{'ours is':>10}"
+        )
+        for kind in ("delivery", "bounce"):
+            for size in NOTIFICATIONS:
+                self._compare(kind, size)
+
+    def _compare(self, kind: str, size: int) -> None:
+        names = ("ours", "recorded", "bulk", "bare")
+        wall: dict[str, list[float]] = {name: [] for name in names}
+        cpu: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(ROUNDS + 1):
+            # Another one is first each time.
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                bodies = [self._make(kind, size) for _ in range(NOTIFICATIONS[size])]
+                _MODE.update(records=name != "bare", bulk=name == "bulk")
+                seconds, cpu_seconds = self._time(
+                    "/ours/" if name == "ours" else "/theirs/", bodies, {200}
+                )
+                if number:  # the first warms up
+                    wall[name].append(seconds / len(bodies))
+                    cpu[name].append(cpu_seconds / len(bodies))
+        ours = statistics.median(wall["ours"])
+        for name in names:
+            median = statistics.median(wall[name])
+            label = f"{kind}, {size} recipient{'s' if size > 1 else ''}" if name == "ours" else ""
+            ratio = "" if name == "ours" else f"{median / ours:.2f} x"
+            print(  # noqa: T201
+                f"{label:<26}{name:<10}{1 / median:>9.0f}"
+                f"{statistics.median(cpu[name]) * 1e6:>9.0f}{ratio:>10}",
+                flush=True,
+            )
+
+    def _make(self, kind: str, size: int) -> bytes:
+        from connect_mailer.testing.sns import make_bounce, make_delivery, make_mail
+
+        recipients = [f"{uuid.uuid4().hex}@example.com" for _ in range(size)]
+        mail = make_mail(recipients, ses_message_id=str(uuid.uuid4()))
+        make = make_delivery if kind == "delivery" else make_bounce
+        return self._signer.notification(make(recipients, mail=mail)).encode()
+
+    def _time(
+        self, path: str, bodies: Sequence[bytes], expected: set[int], method: str = "POST"
+    ) -> tuple[float, float]:
+        statuses: set[int] = set()
+        started, cpu_started = time.perf_counter(), time.process_time()
+        for body in bodies:
+            statuses.add(self._post(path, body, method))
+        taken = time.perf_counter() - started, time.process_time() - cpu_started
+        if statuses != expected:
+            raise AssertionError(f"{path} answered {statuses}")
+        return taken
+
+    def _post(self, path: str, body: bytes, method: str = "POST") -> int:
+        status = 0
+
+        def start(line: str, headers: object) -> None:
+            nonlocal status
+            status = int(line[:3])
+
+        environ = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": path,
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": "www.example.com",
+            "SERVER_PORT": "443",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "CONTENT_TYPE": "text/plain; charset=UTF-8",
+            "CONTENT_LENGTH": str(len(body)),
+            "wsgi.url_scheme": "https",
+            "wsgi.input": BytesIO(body),
+        }
+        response = self._handler(environ, start)
+        b"".join(response)
+        response.close()
+        return status
+
+    # Where the time goes
+
+    def split(self) -> None:
+        """A table of what a notification of ours spends its time with."""
+        print(f"\n{'where ours spends it, us':<26}{'1':>9}{'10':>9}{'50':>9}  recipients")  # noqa: T201
+        columns = [self._split(size) for size in NOTIFICATIONS]
+        for name in columns[0]:
+            figures = "".join(f"{column[name]:>9.0f}" for column in columns)
+            print(f"  {name:<24}{figures}")  # noqa: T201
+
+    def _split(self, size: int) -> dict[str, float]:
+        from django.db import connection
+
+        from connect_mailer.feedback import events, sns, webhook
+
+        bodies = [self._make("delivery", size) for _ in range(NOTIFICATIONS[size] * 3)]
+        self._time("/ours/", bodies[:10], {200})
+        spent: dict[str, float] = {"parse": 0.0, "certificate": 0.0, "verify": 0.0, "database": 0.0}
+        with ExitStack() as stack:
+            for owner, attribute, name in (
+                (sns, "parse", "parse"),
+                (events, "read", "parse"),
+                (webhook.certificates, "get_key", "certificate"),
+                (sns, "verify", "verify"),
+                (connection, "_commit", "database"),
+            ):
+                timed = _timed(getattr(owner, attribute), spent, name)
+                stack.enter_context(mock.patch.object(owner, attribute, timed))
+            stack.enter_context(
+                connection.execute_wrapper(
+                    lambda execute, *rest: _timed(execute, spent, "database")(*rest)
+                )
+            )
+            seconds, _ = self._time("/ours/", bodies[10:], {200})
+        spent["all else: Django, ORM"] = seconds - sum(spent.values())
+        spent["all"] = seconds
+        return {name: value / len(bodies[10:]) * 1e6 for name, value in spent.items()}
+
+    # Forgeries
+
+    def flood(self) -> None:
+        """A table of what each kind of forgery costs."""
+        print(f"\n{'forgery':<44}{'us each':>9}{'answer':>8}{'queries':>9}{'downloads':>11}")  # noqa: T201
+        genuine = json.loads(self._make("bounce", 1))
+        other = genuine | {"MessageId": str(uuid.uuid4())}
+        host = self._signer.host
+
+        def name_certificate() -> bytes:
+            name = f"https://{host}/SimpleNotificationService-{uuid.uuid4().hex}.pem"
+            return json.dumps(genuine | {"SigningCertURL": name}).encode()
+
+        evil = "https://sns.us-east-1.amazonaws.com.evil.example/SimpleNotificationService-a.pem"
+        topic = "arn:aws:sns:us-east-1:999999999999:evil"
+        for label, answer, make in (
+            ("no POST", 404, lambda: b""),
+            ("no JSON", 400, lambda: b"\xff" * 300),
+            ("nested 100,000 deep", 400, lambda: b"[" * 100_000),
+            ("two MiB", 413, lambda: b" " * 2**21),
+            ("newline in MessageId", 400, _dump(genuine | {"MessageId": "a\nb"})),
+            ("a topic of the sender's own", 400, _dump(genuine | {"TopicArn": topic})),
+            ("certificate elsewhere", 400, _dump(genuine | {"SigningCertURL": evil})),
+            ("signature is no base64", 400, _dump(genuine | {"Signature": "?"})),
+            ("signature of another message", 400, _dump(other)),
+            ("certificate made up, each another", 503, name_certificate),
+        ):
+            method = "GET" if answer == 404 else "POST"
+            self._flood(label, answer, [make() for _ in range(FORGERIES)], method)
+
+    def _flood(self, label: str, answer: int, bodies: list[bytes], method: str) -> None:
+        from django.db import connection
+
+        from connect_mailer.exceptions import NotificationUndecided
+        from connect_mailer.feedback import sns, webhook
+
+        downloads = queries = 0
+
+        def download(host: str, target: str) -> bytes:
+            nonlocal downloads
+            downloads += 1
+            raise NotificationUndecided("nothing is there")
+
+        def count(execute: Callable[..., Any], *rest: Any) -> Any:
+            nonlocal queries
+            queries += 1
+            return execute(*rest)
+
+        certificates = sns.Certificates(download)
+        with (
+            mock.patch.object(webhook, "certificates", certificates),
+            connection.execute_wrapper(count),
+        ):
+            taken = [
+                self._time("/ours/", bodies[start::ROUNDS], {answer}, method)[0]
+                / len(bodies[start::ROUNDS])
+                for start in range(ROUNDS)
+            ]
+        figures = f"{statistics.median(taken) * 1e6:>9.0f}{answer:>8}{queries:>9}{downloads:>11}"
+        print(f"{label:<44}{figures}", flush=True)  # noqa: T201
+
+
+def _dump(fields: dict[str, Any]) -> Callable[[], bytes]:
+    body = json.dumps(fields).encode()
+    return lambda: body
+
+
+def _timed(call: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            spent[name] += time.perf_counter() - started
+
+    return timed
