@@ -141,8 +141,10 @@ MUTANTS = [
         (
             "cached after it was examined",
             "        pem = self._wait(url, host, known)\n",
-            "        pem = self._download(host, url[len(host) + 8 :])\n"
-            "        _tell(cache, url, pem)\n",
+            (
+                "        pem = self._download(host, url[len(host) + 8 :])\n"
+                "        _tell(cache, url, pem)\n"
+            ),
         ),
         (
             "what is cached is examined",
