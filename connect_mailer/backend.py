@@ -10,7 +10,7 @@ from typing import Any
 import django
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
-from django.db import DatabaseError, transaction
+from django.db import Error, transaction
 
 from connect_mailer import tasks
 from connect_mailer.exceptions import DeliveryError, InvalidAddress, InvalidMessage, MessagesRefused
@@ -102,10 +102,11 @@ class ConnectMailerBackend(_Backend):
         drafts, errors = self._read(messages)
         try:
             queued = self._queue(drafts, errors, using)
-        except DatabaseError:
+        except Error:
             if not self.fail_silently:
                 raise
-            logger.exception("%d messages could not be queued.", len(messages))
+            with log_mail.at_work():
+                logger.exception("%d messages could not be queued.", len(messages))
             return 0
         if errors:
             order = {id(message): place for place, message in enumerate(messages)}
@@ -113,7 +114,8 @@ class ConnectMailerBackend(_Backend):
             refused = MessagesRefused(errors, accepted=queued, total=len(messages))
             if not self.fail_silently:
                 raise refused from errors[0][1]
-            logger.error("%s", refused)
+            with log_mail.at_work():
+                logger.error("%s", refused)
         return queued
 
     def _queue(

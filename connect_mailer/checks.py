@@ -18,9 +18,8 @@ from django.core.checks import Warning as Caution
 from django.utils.module_loading import import_string
 
 from connect_mailer.conf import (
-    CONNECT_TIMEOUT_SECONDS,
+    CALL_SECONDS,
     KEYS,
-    READ_TIMEOUT_SECONDS,
     SES_BACKEND,
     SETTING,
     Conf,
@@ -62,7 +61,7 @@ def check_transport(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     transport = _try(lambda: conf.transport)
     if transport is None or transport == SES_BACKEND:
         return []
-    path = _get_mailers().get(transport, {}).get("BACKEND", transport)
+    path = conf.get_mailers().get(transport, {}).get("BACKEND", transport)
     try:
         backend = import_string(path)
     except ImportError as error:
@@ -90,12 +89,11 @@ def check_transport(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
 def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E006: a lease that ends while a call to SES may still be going on."""
     seconds = _try(lambda: conf.lease_seconds)
-    call = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
-    if seconds is not None and seconds <= call:
+    if seconds is not None and seconds <= CALL_SECONDS:
         return [
             Error(
                 f'{SETTING}["LEASE_SECONDS"] is {seconds}, and one call to SES may take '
-                f"{call:.0f} s: its row would be sent by another worker meanwhile.",
+                f"{CALL_SECONDS - 1:.0f} s: its row would be sent by another worker meanwhile.",
                 hint="Use 60 or more; 300 is the default.",
                 id="connect_mailer.E006",
             )
@@ -184,15 +182,16 @@ def check_error_mail(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     """W005: mail about errors that depends on what failed."""
     if not settings.ADMINS:
         return []
-    default = _get_mailers().get("default", {}).get("BACKEND") or (
-        None if _get_mailers() else settings.EMAIL_BACKEND
-    )
+    mailers = conf.get_mailers()
+    default = mailers["default"].get("BACKEND") if "default" in mailers else None
+    if not mailers:
+        default = settings.EMAIL_BACKEND
     for name, handler in _get_handlers().items():
         if not str(handler.get("class", "")).endswith("AdminEmailHandler"):
             continue
         path = handler.get("email_backend")
         if using := handler.get("using"):
-            path = _get_mailers().get(using, {}).get("BACKEND")
+            path = mailers.get(using, {}).get("BACKEND")
         backend = _try(partial(import_string, str(path or default)))
         if backend is not None and _queues(backend):
             return [
@@ -216,10 +215,6 @@ def _get_handlers() -> dict[str, dict[str, Any]]:
     if not takes_over and (not logging or not logging.get("disable_existing_loggers", True)):
         handlers["mail_admins (Django's own)"] = {"class": _ADMIN_EMAIL_HANDLER}
     return handlers
-
-
-def _get_mailers() -> dict[str, dict[str, Any]]:
-    return getattr(settings, "MAILERS", {})
 
 
 def _queues(backend: Any) -> bool:

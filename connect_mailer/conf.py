@@ -49,6 +49,7 @@ KEYS: Final = frozenset(
         "SES_CONFIGURATION_SET",
         "SES_TENANT",
         "UNSUBSCRIBE_BASE_URL",
+        "MAILING_LISTS",
         "KEEP_DAYS",
         "KEEP_BODIES_DAYS",
     }
@@ -57,6 +58,8 @@ KEYS: Final = frozenset(
 # Seconds that one call to SES may take: to connect, and from then on to answer.
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 READ_TIMEOUT_SECONDS: Final = 10.0
+# Both, and a little.
+CALL_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
 
 _MISSING: Final = object()
 _PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -99,7 +102,8 @@ class Conf:
         if explicit is not None:
             if not isinstance(explicit, str) or not explicit:
                 raise _wrong("TRANSPORT", explicit, "a dotted path such as", repr(SES_BACKEND))
-            return SES_BACKEND if explicit == LEGACY_SES_BACKEND else explicit
+            path = self.get_mailers().get(explicit, {}).get("BACKEND", explicit)
+            return SES_BACKEND if path in (SES_BACKEND, LEGACY_SES_BACKEND) else explicit
         legacy = self.legacy("ORIGINAL_EMAIL_BACKEND") or os.environ.get("EMAIL_BACKEND")
         if not legacy or legacy == LEGACY_SES_BACKEND or legacy in QUEUEING_BACKENDS:
             return SES_BACKEND
@@ -244,6 +248,14 @@ class Conf:
             raise _wrong(name, value, "scheme and host, such as 'https://www.example.com'")
         return str(value).rstrip("/")
 
+    @property
+    def mailing_lists(self) -> Mapping[str, str]:
+        """Names of the lists that readers may leave one by one, and their titles."""
+        value = self._get("MAILING_LISTS", {})
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise _wrong("MAILING_LISTS", value, "a dict such as {'digest': 'Weekly digest'}")
+        return value
+
     # Feedback
 
     @property
@@ -304,6 +316,11 @@ class Conf:
         """A setting with a name of its own: Django's settings first, then the environment."""
         value = getattr(settings, name, _MISSING)
         return os.environ.get(name) if value is _MISSING else value
+
+    def get_mailers(self) -> Mapping[str, Mapping[str, Any]]:
+        """Django's ``MAILERS`` (>= 6.1), or nothing."""
+        mailers: Mapping[str, Mapping[str, Any]] = getattr(settings, "MAILERS", {})
+        return mailers
 
     def _dict(self) -> Mapping[str, Any]:
         value = getattr(settings, SETTING, None) or {}

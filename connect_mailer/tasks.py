@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutting_down
-from django.db import DatabaseError, transaction
+from django.db import Error, transaction
 
 from connect_mailer.conf import conf
 from connect_mailer.sending import leases, log_mail, outbox
-from connect_mailer.sending.wakeups import HELP, PAUSE, WAKE, name_drain
+from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, PAUSE, WAKE, name_drain
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ PUBLISH_SECONDS: Final = 3.0
 # A wake-up that no worker took by then is asked for again.
 WAKE_SECONDS: Final = 15
 HELP_SECONDS: Final = 5
+# A broker that was down is not asked again for this long: each asking may take seconds of
+# somebody's request. A worker that reaches it again sweeps at once.
+BROKER_DOWN_SECONDS: Final = 60
 SWEEP_SECONDS: Final = 60
 PURGE_SECONDS: Final = 3600
 
@@ -77,14 +80,15 @@ def wake() -> None:
     """
     using = outbox.get_database()
     try:
-        if leases.find_alive(WAKE, name_drain(1), using=using):
+        if leases.find_alive(WAKE, BROKER_DOWN, name_drain(1), using=using):
             return
         if not leases.acquire(WAKE, WAKE_SECONDS, using=using):
             return
-    except DatabaseError as error:
-        logger.warning("No drain could be asked for: %s", error)
-        return
-    _publish(deliver)
+        if not _publish(deliver):
+            leases.acquire(BROKER_DOWN, BROKER_DOWN_SECONDS, using=using)
+    except Error as error:
+        with log_mail.at_work():
+            logger.warning("No drain could be asked for: %s", error)
 
 
 def _ask_for_help() -> None:
@@ -93,12 +97,16 @@ def _ask_for_help() -> None:
         _publish(deliver)
 
 
-def _publish(task: Any) -> None:
+def _publish(task: Any) -> bool:
+    """Hand a task to the broker; ``False``: it was not taken in time."""
+    published = threading.Event()
+
     def publish() -> None:
         with log_mail.at_work():
             try:
                 # One try, none of Celery's retries: it is asked for again anyway.
                 task.apply_async(queue=conf.queue, retry=False)
+                published.set()
             except Exception as error:  # noqa: BLE001
                 # Whatever a broker's library raises: the mail is in the database, and whoever
                 # stored it must not fail for this.
@@ -106,14 +114,16 @@ def _publish(task: Any) -> None:
 
     if task.app.conf.task_always_eager:
         publish()  # runs here and now, in the caller's transaction
-        return
+        return True
     # A broker that doesn't answer at all blocks whoever asks it, and libraries differ in how
     # long: the caller waits for this thread, but not for ever.
     thread = threading.Thread(target=publish, name="connect_mailer-wake", daemon=True)
     thread.start()
     thread.join(PUBLISH_SECONDS)
     if thread.is_alive():
-        logger.warning("The broker doesn't answer; mail waits for it.")
+        with log_mail.at_work():
+            logger.warning("The broker doesn't answer; mail waits for it.")
+    return published.is_set()
 
 
 @worker_ready.connect

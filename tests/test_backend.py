@@ -275,6 +275,13 @@ class TestRows:
         assert row.tags == {"tag": "first", "tag-2": "second", "order": "12"}
         assert not outbox.is_due(using="default")
 
+    def test_lists_that_the_site_names(self, settings: Any) -> None:
+        settings.CONNECT_MAILER = {"MAILING_LISTS": {"digest": "Weekly digest"}}
+
+        assert queue(make(), mailing_list="digest") == 1
+        with pytest.raises(MessagesRefused, match="'news'"):
+            queue(make(), mailing_list="news")
+
     def test_account_mail_ranks_before_all_else(self) -> None:
         queue(make(), priority=0)
         TransactionalBackend(priority=9).send_messages([make(["reset@example.org"])])

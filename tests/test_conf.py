@@ -64,6 +64,14 @@ def test_transport_by_precedence(settings: Any, monkeypatch: pytest.MonkeyPatch)
     assert conf.is_ses
 
 
+def test_an_alias_of_ses_is_ses(settings: Any) -> None:
+    settings.MAILERS = {"errors": {"BACKEND": SES_BACKEND}, "other": {"BACKEND": "a.B"}}
+    settings.CONNECT_MAILER = {"TRANSPORT": "errors"}
+    assert conf.is_ses
+    settings.CONNECT_MAILER = {"TRANSPORT": "other"}
+    assert conf.transport == "other"
+
+
 @pytest.mark.parametrize(
     ("value", "rate"),
     [(14, 14.0), ("14", 14.0), ("14/s", 14.0), ("30/m", 0.5), ("3600/h", 1.0), (0.5, 0.5)],

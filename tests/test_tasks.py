@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from django.utils import timezone
 from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
-from connect_mailer.sending import leases
+from connect_mailer.sending import leases, outbox
 from tests.servers import make_environment
 
 pytestmark = pytest.mark.django_db
@@ -99,7 +100,7 @@ class TestWake:
                 check=True,
             )
 
-        # The second wake-up waits for the flag of the first to expire.
+        # It is not asked again for a while, flag or no flag.
         assert output.stderr.count("mail waits for it") == 1, output.stderr
         assert output.stdout == "queued\n"
 
@@ -114,8 +115,11 @@ logging.basicConfig(format="%(message)s")
 django.setup()
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
+from connect_mailer.sending import leases
 from connect_mailer.tasks import wake
 wake()
+wake()
+leases.release("wake", using="default")  # as a drain does
 wake()
 print("queued")
 """
@@ -215,6 +219,25 @@ class TestPurge:
         assert recent.pk in left
         assert len(left) == OutgoingContent.objects.count() == 2
         assert NotificationReceipt.objects.get().message_id == "b"
+
+    def test_a_row_that_is_queued_again_meanwhile_stays(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = self.finish(40, "failed")
+        chunks = outbox._chunks
+
+        def queue_again(queryset: Any) -> Iterator[list[int]]:
+            for pks in chunks(queryset):
+                outbox.send_again(OutgoingMessage.objects.all())
+                yield pks
+
+        monkeypatch.setattr(outbox, "_chunks", queue_again)
+
+        tasks.purge()
+
+        row.refresh_from_db()
+        assert row.status == "queued"
+        assert row.content is not None
 
     def test_bodies_go_earlier_but_for_failed_ones(self, settings: Any) -> None:
         settings.CONNECT_MAILER = {"KEEP_BODIES_DAYS": 3}

@@ -26,7 +26,7 @@ from uuid import UUID
 from billiard import current_process
 from django.db import DatabaseError, InterfaceError, connections
 
-from connect_mailer.conf import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, conf
+from connect_mailer.conf import CALL_SECONDS, conf
 from connect_mailer.exceptions import (
     AccountProblem,
     DeliveryError,
@@ -75,16 +75,13 @@ LATE_SECONDS = 0.015
 # would be one too many: it is sent this much into its slot.
 STRAGGLER_SECONDS = 0.05
 
-# Bytes of bodies that one claim may load, and so about what a drain holds in memory.
-MAX_CLAIM_BYTES = 32_000_000
+# Bytes of bodies that a drain holds at once, but for one message that is larger.
+MAX_BYTES = 32_000_000
 
 # Distinct senders that SES denied one after the other until it is taken for the account.
 MAX_DENIED_SENDERS = 5
 
 MAX_DELAY_SECONDS = 3600
-
-# What one call may take, and a little: no call starts with less of its lease left.
-CALL_SECONDS = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,29 +111,34 @@ class DrainLease:
 
 
 @contextmanager
-def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Call ``act`` at SIGTERM, which would kill a child of Celery's pool in mid-call.
+def on_signals(act: Callable[[], None], *signals: int) -> Iterator[None]:
+    """Call ``act`` at SIGTERM or SIGINT (or ``signals``) instead of ending in mid-call.
 
-    Heroku stops every process of a dyno that way. The worker's main process ends such a
-    child once its task is done; in that process itself (``--pool solo``), Celery's own
-    handler comes next. Only a main thread hears signals: for a pool of threads there is
+    What listened before comes next, where it is a handler of Python's, but for two cases:
+    Ctrl-C is not raised, and in a child of Celery's pool the worker's main process decides
+    when it ends. Only a main thread hears signals; a pool of threads has
     ``worker_shutting_down``.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGTERM)
+    signals = signals or (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in signals}
 
-    def hear(signum: int, frame: Any) -> None:
+    def hear(number: int, frame: Any) -> None:
         act()
-        if callable(previous) and not current_process().daemon:
-            previous(signum, frame)
+        before = previous[number]
+        is_passed_on = before is not signal.default_int_handler and not current_process().daemon
+        if callable(before) and is_passed_on:
+            before(number, frame)
 
-    signal.signal(signal.SIGTERM, hear)
+    for number in signals:
+        signal.signal(number, hear)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class Outages:
@@ -165,9 +167,9 @@ stopping = threading.Event()
 outages = Outages()
 
 
-def pause(reason: str, *, using: str) -> None:
-    """Stop all drains of the site for ``PAUSE_SECONDS``; mail waits, and nothing is failed."""
-    leases.acquire(PAUSE, conf.pause_seconds, using=using, note=reason)
+def pause(reason: str, *, seconds: float, using: str) -> None:
+    """Stop all drains of the site for a while; mail waits, and nothing is failed."""
+    leases.acquire(PAUSE, seconds, using=using, note=reason)
 
 
 @log_mail.at_work()
@@ -220,7 +222,7 @@ def _make_drain(
     rate = account_rate.get(transport if isinstance(transport, SESClient) else None)
     return Drain(
         transport=transport,
-        limiter=_get_limiter(using) if rate else None,
+        limiter=None if rate is None else _get_limiter(using),
         rate=rate,
         using=using,
         lease=lease,
@@ -264,7 +266,7 @@ class Drain:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
-        self._limiter = limiter if rate else None
+        self._limiter = limiter
         self._rate = rate or 0.0
         self._using = using
         self._lease = lease
@@ -275,14 +277,20 @@ class Drain:
         now = clock()
         self._concurrency = conf.concurrency
         self._lease_seconds = conf.lease_seconds
+        # No call starts with less of its lease left, unless the lease itself is too short.
+        self._call_seconds = min(CALL_SECONDS, self._lease_seconds - 1)
         self._max_attempts = conf.max_attempts
         self._retry_delay_seconds = conf.retry_delay_seconds
+        self._holds_doubtful = conf.in_doubt == "hold"
+        self._pause_seconds = conf.pause_seconds
+        self._keeps_bodies = conf.keep_bodies_days > 0
         self._ends_at = now + conf.drain_seconds
         self._look_at = self._beat_at = self._settle_at = self._clear_at = 0.0
         self._full_since = self._idle_since = inf
 
         self._slots: deque[Slot] = deque()
         self._in_flight = 0
+        self._bytes = 0  # of the bodies that are held: in slots and in flight
         self._answers: queue.SimpleQueue[tuple[Slot, Future[str]]] = queue.SimpleQueue()
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
         self._denied: set[str] = set()
@@ -295,20 +303,32 @@ class Drain:
         """Deliver until nothing is due; return the number of rows that the transport took."""
         with (
             log_mail.at_work(),
-            on_sigterm(self._stop.set),
+            # Heroku stops every process of a dyno by SIGTERM, prefork children too.
+            on_signals(self._stop.set, signal.SIGTERM),
             ThreadPoolExecutor(
                 self._concurrency, "connect_mailer", initializer=log_mail.stay_at_work
             ) as self._pool,
         ):
-            while self._step():
-                self._wait()
+            try:
+                self._run_until_over()
+            except BaseException:
+                # Ctrl-C, a time limit of Celery's, a mistake: what SES has taken is written
+                # down all the same, or it would be sent again.
+                self.end()
+                self._run_until_over()
+                raise
         return self.sent
+
+    def _run_until_over(self) -> None:
+        while self._step():
+            self._wait()
 
     def end(self) -> None:
         """Claim nothing more and give back what has not started."""
         self._is_ending = True
         while self._slots:
             slot = self._slots.popleft()
+            self._bytes -= len(slot.envelope.mime)
             self._add(self._postpone(slot), slot.lease_ends_at)
 
     # One turn
@@ -330,6 +350,8 @@ class Drain:
         return not self._is_ending or bool(self._slots or self._in_flight or self._results)
 
     def _count_free(self) -> int:
+        if self._bytes >= MAX_BYTES:
+            return 0
         return self._concurrency - self._in_flight - len(self._slots)
 
     def _wait(self) -> None:
@@ -369,8 +391,8 @@ class Drain:
         """Renew the lease, and stop for a pause of the account."""
         now = self._clock()
         self._beat_at = now + HEARTBEAT_SECONDS
-        if self._lease is None:
-            return
+        if self._lease is None or now > self._ends_at + CALL_SECONDS:
+            return  # a call that never ends must not keep other drains away
         if not leases.renew(
             self._lease.name, self._lease.holder, DRAIN_LEASE_SECONDS, using=self._using
         ):
@@ -401,7 +423,7 @@ class Drain:
         rows = outbox.claim(
             tokens=reservation.granted,
             slots=free,
-            max_bytes=MAX_CLAIM_BYTES,
+            max_bytes=MAX_BYTES - self._bytes,
             lease_seconds=self._lease_seconds,
             using=self._using,
         )
@@ -421,6 +443,7 @@ class Drain:
                 )
             )
             used += cost
+            self._bytes += len(envelope.mime)
         if self._limiter and used < reservation.granted:
             self._tell_limiter(partial(self._limiter.give_back, reservation.granted - used))
         if self._one_pass and (self._limiter or not rows):
@@ -487,7 +510,7 @@ class Drain:
             body = bodies.get(row.content_id) if row.content_id else None
             if row.has_expired:  # type: ignore[attr-defined]
                 end = (Status.EXPIRED, f"Not sent before {row.expires_at}.")
-            elif row.in_doubt and conf.in_doubt == "hold":
+            elif row.in_doubt and self._holds_doubtful:
                 end = (Status.FAILED, f"In doubt: SES may have taken it. {row.last_error}")
             elif row.attempts > self._max_attempts:
                 end = (Status.FAILED, f"Given up after {row.attempts - 1} tries. {row.last_error}")
@@ -565,7 +588,7 @@ class Drain:
 
     def _call(self, slot: Slot) -> str:
         """In a thread of the pool: the call, and nothing of the database."""
-        if slot.lease_ends_at - self._clock() < min(CALL_SECONDS, self._lease_seconds / 2):
+        if slot.lease_ends_at - self._clock() < self._call_seconds:
             # This process was suspended or starved, and the row may be another's by now.
             raise LeaseEnded
         return self._transport.send(slot.envelope)
@@ -573,6 +596,7 @@ class Drain:
     def _take(self, slot: Slot, future: Future[str]) -> None:
         """Turn an answer into what becomes of the row."""
         self._in_flight -= 1
+        self._bytes -= len(slot.envelope.mime)
         error = future.exception()
         result: outbox.Result
         if error is None:
@@ -592,7 +616,8 @@ class Drain:
             logger.warning("Throttled at row %s: %s", slot.pk, error)
             if self._limiter:
                 self._tell_limiter(self._limiter.slow_down)
-            return self._postpone(slot, str(error), delay_seconds=1.0)
+            # Sooner than the drain would end for want of work.
+            return self._postpone(slot, str(error), delay_seconds=LINGER_SECONDS / 2)
         if isinstance(error, AccountProblem):
             self._pause(str(error))
             return self._postpone(slot, str(error))
@@ -631,9 +656,9 @@ class Drain:
         outages.begin(
             "account",
             f"Nothing can be sent through this account; the next try is in "
-            f"{conf.pause_seconds} s: {reason}",
+            f"{self._pause_seconds} s: {reason}",
         )
-        self._guard(partial(pause, reason, using=self._using))
+        self._guard(partial(pause, reason, seconds=self._pause_seconds, using=self._using))
         self.end()
 
     # Settling
@@ -645,7 +670,7 @@ class Drain:
 
     def _settle(self) -> None:
         results = [result for result, _ in self._results]
-        outbox.settle(results, keep_bodies=conf.keep_bodies_days > 0, using=self._using)
+        outbox.settle(results, keep_bodies=self._keeps_bodies, using=self._using)
         self._results.clear()
 
     def _give_up_results(self) -> None:

@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from connect_mailer import addresses
 from connect_mailer.addresses import Address
+from connect_mailer.conf import conf
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidMessage
 from connect_mailer.models import MESSAGE_ID_TAG, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending.ses import (
@@ -176,6 +177,11 @@ def read(message: EmailMessage, options: Options) -> Draft:
                 'argument "bcc" instead.'
             )
     own = options.overridden_by(message)
+    lists = conf.mailing_lists
+    if own.mailing_list and lists and own.mailing_list not in lists:
+        raise InvalidMessage(
+            f"mailing_list is {own.mailing_list!r}; it must be one of MAILING_LISTS: {list(lists)}."
+        )
     recipients: dict[str, Recipient] = {}
     for kind in OutgoingRecipient.Kind.values:
         for written in getattr(message, kind, None) or ():

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from django.db import Error
+
 from connect_mailer.sending import leases
 
 INTERVAL_SECONDS = 3600
@@ -40,7 +42,10 @@ def is_one_too_many(*, using: str) -> bool:
     """Whether the message that is being queued is mail about mail, and not the first this hour."""
     if not _at_work.get() or not _is_in_log_handler():
         return False
-    return leases.acquire(_LEASE, INTERVAL_SECONDS, using=using) is None
+    try:
+        return leases.acquire(_LEASE, INTERVAL_SECONDS, using=using) is None
+    except Error:
+        return True  # it could not be queued either
 
 
 def _is_in_log_handler() -> bool:

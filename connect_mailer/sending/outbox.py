@@ -184,7 +184,7 @@ def claim(
             max_bytes -= row.size
             if tokens < 0 or (taken and max_bytes < 0):
                 break
-            row.in_doubt = row.status == Status.SENDING
+            row.in_doubt = row.in_doubt or row.status == Status.SENDING
             taken.append(row)
         if not taken:
             return []
@@ -197,6 +197,7 @@ def claim(
                 claim=token,
                 due_at=DatabaseNow() + timedelta(seconds=lease_seconds),
                 attempts=F("attempts") + 1,
+                in_doubt=Case(When(status=Status.SENDING, then=Value(True)), default=F("in_doubt")),
             )
         )
     if claimed < len(taken):  # no row locks here (SQLite), and another drain was faster
@@ -280,7 +281,12 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
             using,
             status=Status.QUEUED,
             claim=None,
-            due_at=lambda result: DatabaseNow() + timedelta(seconds=result.delay_seconds),
+            due_at=lambda result: (
+                # SQLite's clock has milliseconds: a sum of nothing would be due in the next.
+                DatabaseNow() + timedelta(seconds=result.delay_seconds)
+                if result.delay_seconds
+                else DatabaseNow()
+            ),
             attempts=lambda result: F("attempts") - (0 if result.counts else 1),
             last_error=lambda result: Value(result.error[:_MAX_ERROR]),
         )
@@ -420,7 +426,7 @@ def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
     forgotten = 0
     for pks in _chunks(finished):
         with transaction.atomic(using=using):
-            rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
+            rows = finished.filter(pk__in=pks)  # some may be queued again by now
             OutgoingContent.objects.release(rows)
             rows.delete()
         forgotten += len(pks)
@@ -431,7 +437,7 @@ def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
     )
     for pks in _chunks(bodies):
         with transaction.atomic(using=using):
-            OutgoingContent.objects.release(OutgoingMessage.objects.using(using).filter(pk__in=pks))
+            OutgoingContent.objects.release(bodies.filter(pk__in=pks))
     # Two rows of one message that were settled at the same moment may both have left it behind.
     contents = OutgoingContent.objects.using(using).filter(messages=None)
     for ids in _chunks(contents):

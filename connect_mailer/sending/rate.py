@@ -63,7 +63,8 @@ class AccountRate:
                 # The last answer holds. What is wrong with the account, sending will show.
                 self._ask_again_at = now + RETRY_SECONDS
                 logger.warning("SES could not be asked for the sending rate: %s", error)
-        return self._account.max_send_rate if self._account else None
+        rate = self._account.max_send_rate if self._account else 0.0
+        return rate if rate > 0 else None
 
 
 account_rate = AccountRate()

@@ -8,7 +8,7 @@ import email.policy
 import os
 import smtplib
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from django.core import mail
 from django.core.mail import EmailMessage
@@ -63,7 +63,7 @@ class DjangoTransport:
     def send(self, envelope: Envelope) -> str:
         """Hand over to a backend of its own: backends keep a connection, not for threads."""
         try:
-            self._connect().send_messages([FrozenMessage(envelope)])
+            count = self._connect().send_messages([FrozenMessage(envelope)])
         except smtplib.SMTPRecipientsRefused as error:
             codes = {code for code, _ in error.recipients.values()}
             kind = Rejected if all(500 <= code < 600 for code in codes) else Unavailable
@@ -73,15 +73,19 @@ class DjangoTransport:
             raise kind(str(error)) from error
         except OSError as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
+        if count == 0:  # some backends of others return nothing
+            raise Unavailable(f"The backend {self._name} says that it sent nothing.")
         return ""
 
     def _connect(self) -> BaseEmailBackend:
         mailers = getattr(mail, "mailers", {})
-        if self._name in mailers:
-            backend: BaseEmailBackend = mailers[self._name]
-            return backend
-        made: BaseEmailBackend = import_string(self._name)()
-        return made
+        backend: Any = mailers[self._name] if self._name in mailers else import_string(self._name)()
+        # What it can't send it has to say, and a server that never answers must not hold a
+        # drain for ever (Django's own SMTP backend waits without end unless told).
+        backend.fail_silently = False
+        if getattr(backend, "timeout", 0) is None:
+            backend.timeout = READ_TIMEOUT_SECONDS
+        return cast(BaseEmailBackend, backend)
 
 
 class FrozenMessage(EmailMessage):

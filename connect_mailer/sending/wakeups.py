@@ -8,6 +8,8 @@ from typing import Final
 PAUSE: Final = "pause"
 # A drain was asked for and has not looked yet.
 WAKE: Final = "wake"
+# The broker did not take the last wake-up.
+BROKER_DOWN: Final = "broker down"
 # The drains that run could do with another one.
 HELP: Final = "help"
 

@@ -32,6 +32,7 @@ from connect_mailer.sending.delivery import Drain, DrainLease
 from connect_mailer.sending.limiter import Reservation
 from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.transport import get_ses_client, get_transport
+from connect_mailer.testing.outbox import deliver_all
 from connect_mailer.testing.ses import Fault, LocalSES
 
 pytestmark = pytest.mark.django_db
@@ -400,6 +401,26 @@ class TestAnswers:
         row.refresh_from_db()
         assert (row.status, "gone" in row.last_error) == (Status.FAILED, True)
 
+    def test_in_doubt_stays_so_until_it_is_known(self, ses: LocalSES, settings: Any) -> None:
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "IN_DOUBT": "hold"}
+        queue("a@example.org")
+        now = timezone.now() - timedelta(seconds=1)
+        OutgoingMessage.objects.update(status=Status.SENDING, claim=uuid.uuid4(), due_at=now)
+        options: dict[str, Any] = {"tokens": 1, "slots": 1, "max_bytes": 1, "lease_seconds": 60}
+        (row,) = outbox.claim(**options, using="default")
+        back = outbox.Postponed.of(row, delay_seconds=0, error="", counts=False)
+        outbox.settle([back], keep_bodies=False, using="default")
+
+        drain()
+
+        assert (get_row().status, ses.mailbox()) == (Status.FAILED, [])
+
+    def test_deliver_all_ends_at_a_problem_of_the_account(self, ses: LocalSES) -> None:
+        ses.configure(sending_paused=True)
+        queue("a@example.org", "b@example.org")
+
+        assert deliver_all() == 0
+
 
 class TestPace:
     def test_what_is_not_used_is_given_back(self, ses: LocalSES) -> None:
@@ -444,8 +465,54 @@ class TestPace:
         assert (made.sent, made.longest_wait_seconds) == (0, 60)
         assert get_row().status == Status.QUEUED
 
+    def test_throttled_is_tried_again_by_the_same_drain(self, ses: LocalSES) -> None:
+        ses.inject(Fault(code="TooManyRequestsException", message="Maximum sending rate exceeded."))
+        queue("a@example.org")
+
+        made = drain(limiter=StubLimiter(grant(1), grant(1)), rate=1.0, one_pass=False)
+
+        assert made.sent == 1
+
+    def test_bodies_in_memory_are_bounded(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(delivery, "MAX_BYTES", 1)
+        sizes = []
+        claim = outbox.claim
+
+        def watch(**kwargs: Any) -> list[OutgoingMessage]:
+            rows = claim(**kwargs)
+            sizes.append(len(rows))
+            return rows
+
+        monkeypatch.setattr(outbox, "claim", watch)
+        queue(*(f"u{n}@example.org" for n in range(5)))
+
+        assert drain().sent == 5
+        assert sizes == [1] * 5
+
 
 class TestLifeOfADrain:
+    def test_what_ses_took_is_settled_whatever_ends_the_drain(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ses.configure(latency_seconds=0.2)
+        queue(*(f"u{n}@example.org" for n in range(5)))
+        peek = outbox.peek
+        answers = [peek(5, using="default")]
+
+        def interrupt(*args: Any, **kwargs: Any) -> list[int]:
+            if not answers:
+                raise KeyboardInterrupt
+            return answers.pop()
+
+        monkeypatch.setattr(outbox, "peek", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            drain(one_pass=False)
+
+        assert len(ses.mailbox()) == 5
+        assert set(OutgoingMessage.objects.values_list("status", flat=True)) == {Status.SENT}
+
     def test_sigterm_gives_back_what_has_not_started(self, ses: LocalSES) -> None:
         ses.configure(latency_seconds=0.2)
         queue(*(f"u{n}@example.org" for n in range(4)))

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from django.core.mail import EmailMessage
+from django.db import DatabaseError
 from django.utils import timezone
 
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import Lease, OutgoingMessage
-from connect_mailer.sending import log_mail
+from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.testing.outbox import deliver_all
 
 pytestmark = pytest.mark.django_db
@@ -61,6 +62,35 @@ def test_a_hundred_failures_queue_one_message_an_hour(settings: Any, handler: Ma
 def try_again() -> None:
     OutgoingMessage.objects.update(due_at=timezone.now() - timedelta(seconds=1))
     deliver_all()
+
+
+def test_what_can_not_be_queued_is_not_logged_for_ever(
+    handler: MailHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        tries.append(1)
+        raise DatabaseError("gone")
+
+    monkeypatch.setattr(outbox, "store", fail)
+
+    logging.getLogger("shop").error("broken")
+
+    assert len(tries) <= 2  # the message, and one about it
+
+
+def test_nor_what_is_logged_while_the_database_is_away(
+    handler: MailHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise DatabaseError("gone")
+
+    monkeypatch.setattr(leases, "acquire", fail)
+    with log_mail.at_work():
+        logging.getLogger("connect_mailer").error("The database is away")
+
+    assert OutgoingMessage.objects.count() == 0
 
 
 def test_what_others_log_is_mailed_as_ever(handler: MailHandler) -> None:

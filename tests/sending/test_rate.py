@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,6 +94,16 @@ def test_the_last_answer_holds_while_ses_is_out_of_reach(
     assert rate.get(client) == 14.0
     clock.now += RETRY_SECONDS
     assert rate.get(client) == 50.0
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_a_rate_that_is_none(
+    client: SESClient, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    account = client.get_account()
+    monkeypatch.setattr(client, "get_account", lambda: replace(account, max_send_rate=rate))
+
+    assert AccountRate().get(client) == 1.0
 
 
 def test_nothing_known_yet(ses: LocalSES, client: SESClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.core.mail.backends.base import BaseEmailBackend
 
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import OutgoingMessage
+from connect_mailer.sending import transport
 from connect_mailer.testing.outbox import deliver_all
 
 pytestmark = pytest.mark.django_db
@@ -140,6 +143,35 @@ def test_smtp_refuses(smtp: Any, answer: bytes, status: str, attempts: int) -> N
     row = OutgoingMessage.objects.get()
     assert (row.status, row.attempts) == (status, 1)
     assert answer.split()[1].decode() in row.last_error
+
+
+def test_smtp_never_answers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "READ_TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        use(settings, "smtp", host=host, port=port)
+        queue()
+
+        assert deliver_all() == 0
+
+    assert "timed out" in OutgoingMessage.objects.get().last_error
+
+
+class NothingBackend(BaseEmailBackend):
+    """Says that it sent nothing."""
+
+    def send_messages(self, email_messages: Any) -> int:
+        return 0
+
+
+def test_a_backend_that_sends_nothing(settings: Any) -> None:
+    settings.CONNECT_MAILER = {"TRANSPORT": f"{__name__}.NothingBackend"}
+    queue()
+
+    assert deliver_all() == 0
+
+    row = OutgoingMessage.objects.get()
+    assert (row.status, row.attempts) == ("queued", 1)
 
 
 def test_smtp_is_down(settings: Any) -> None:
