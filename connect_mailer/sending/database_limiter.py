@@ -109,8 +109,14 @@ class DatabaseLimiter:
         # An UPDATE, and before the clock is read: SQLite takes its lock only to write, and
         # PostgreSQL's clock stands still while a statement waits for one.
         if not self._rows.update(slowdown=models.F("slowdown")):
+            is_mysql = connections[self._using].vendor == "mysql"
             LimiterState.objects.using(self._using).bulk_create(
-                [LimiterState(name=self._name)], ignore_conflicts=True
+                [LimiterState(name=self._name)],
+                # Where another one was faster, IGNORE leaves a shared lock behind on MySQL, and
+                # the UPDATEs of two who hold that block each other.
+                ignore_conflicts=not is_mysql,
+                update_conflicts=is_mysql,
+                update_fields=["slowdown"] if is_mysql else None,
             )
             self._rows.update(slowdown=models.F("slowdown"))
 
