@@ -183,9 +183,7 @@ def check_error_mail(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     if not settings.ADMINS:
         return []
     mailers = conf.get_mailers()
-    default = mailers["default"].get("BACKEND") if "default" in mailers else None
-    if not mailers:
-        default = settings.EMAIL_BACKEND
+    default = mailers.get("default", {}).get("BACKEND") if mailers else settings.EMAIL_BACKEND
     for name, handler in _get_handlers().items():
         if not str(handler.get("class", "")).endswith("AdminEmailHandler"):
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from functools import partial
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models.functions import Lower
 from django.utils.translation import gettext_lazy as _
 
 from connect_mailer import addresses
@@ -77,7 +78,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             address=key,
             source=source,
             mailing_list=mailing_list,
-            defaults={"user_id": partial(_find_user_id, key)},  # type: ignore[misc]
+            defaults={"user_id": lambda: find_user_ids([key]).get(key)},  # type: ignore[misc]
         )
 
 
@@ -335,16 +336,16 @@ class LimiterState(models.Model):
         return self.name
 
 
-def _find_user_id(key: str) -> Any:
+def find_user_ids(keys: Collection[str]) -> dict[str, Any]:
+    """The keys of the site's users who have these normalised addresses, by address."""
     user_model = get_user_model()
     field = user_model.get_email_field_name()
-    for user_id, email in user_model._default_manager.filter(
-        **{f"{field}__iexact": key}
-    ).values_list("pk", field):
+    users = user_model._default_manager.annotate(lower_email=Lower(field))
+    found: dict[str, Any] = {}
+    for pk, email in users.filter(lower_email__in=keys).order_by("-pk").values_list("pk", field):
         try:
             # The database folds more than ASCII letters: compare as addresses are compared.
-            if addresses.normalise(email) == key:
-                return user_id
+            found[addresses.normalise(email)] = pk
         except InvalidAddress:
             continue
-    return None
+    return found

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.apps import apps
-from django.contrib.auth import get_user_model
-from django.db.models.functions import Lower
 
 from connect_mailer.conf import conf
 from connect_mailer.feedback import events
-from connect_mailer.models import OutgoingRecipient, Unsubscribe
+from connect_mailer.models import OutgoingRecipient, Unsubscribe, find_user_ids
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +131,7 @@ def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
     missing = sorted(set(wanted) - known)
     if not missing:
         return
-    users = _find_users(keys)
+    users = find_user_ids(keys)
     Unsubscribe.objects.bulk_create(
         [
             Unsubscribe(address=address, source=source, user_id=users.get(address))
@@ -143,15 +141,6 @@ def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
     )
     for address, source in missing:
         logger.info("Not written to any more: %s (%s)", conf.hash_address(address), source)
-
-
-def _find_users(keys: Collection[str]) -> dict[str, Any]:
-    user_model = get_user_model()
-    field = user_model.get_email_field_name()
-    users = user_model._default_manager.annotate(lower_email=Lower(field))
-    found = users.filter(lower_email__in=keys).order_by("-pk").values_list("pk", field)
-    # The database folds more than ASCII letters: compare as addresses are compared.
-    return {events.read_address(email) or "": pk for pk, email in found}
 
 
 if "django_bouncy" in apps.app_configs:

@@ -131,9 +131,7 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
     try:
         with _brief_transaction(using):
             records.make_receipt(notification, using=using)
-            signals.notification.send(
-                sender="bouncy_endpoint", notification=notification.data, request=request
-            )
+            _signal_notification(notification, request)
             if event is None:
                 logger.info("Notification %s is not about mail", _quote(notification.message_id))
                 return 200

@@ -167,11 +167,6 @@ stopping = threading.Event()
 outages = Outages()
 
 
-def pause(reason: str, *, seconds: float, using: str) -> None:
-    """Stop all drains of the site for a while; mail waits, and nothing is failed."""
-    leases.acquire(PAUSE, seconds, using=using, note=reason)
-
-
 @log_mail.at_work()
 def drain_outbox(
     *, wake: Callable[[], None], ask_for_help: Callable[[], None], one_pass: bool = False
@@ -183,7 +178,7 @@ def drain_outbox(
     using = outbox.get_database()
     # Before the first look: whoever stores a row from now on asks for another drain.
     leases.release(WAKE, using=using)
-    if leases.find_alive(PAUSE, using=using) or not outbox.is_due(using=using):
+    if not _has_work(using):
         return 0
     lease = _enter(using)
     if lease is None:
@@ -194,14 +189,14 @@ def drain_outbox(
     finally:
         leases.release(lease.name, lease.holder, using=using)
     # After that, since whoever saw this drain running asked for no other one.
-    if (
-        not one_pass
-        and drain.longest_wait_seconds < conf.drain_seconds
-        and not leases.find_alive(PAUSE, using=using)
-        and outbox.is_due(using=using)
-    ):
+    if not one_pass and drain.longest_wait_seconds < conf.drain_seconds and _has_work(using):
         wake()
     return drain.sent
+
+
+def _has_work(using: str) -> bool:
+    """Whether anything is due and may be sent."""
+    return not leases.find_alive(PAUSE, using=using) and outbox.is_due(using=using)
 
 
 def _enter(using: str) -> DrainLease | None:
@@ -372,7 +367,7 @@ class Drain:
         except queue.Empty:
             return
 
-    def _guard(self, act: Callable[[], None]) -> None:
+    def _guard(self, act: Callable[[], object]) -> None:
         """Let the database go away and come back: nothing that is known gets lost."""
         try:
             act()
@@ -457,7 +452,7 @@ class Drain:
         try:
             reservation = self._limiter.reserve(costs, self._rate)
         except LimiterUnavailable as error:
-            outages.begin("limiter", f"The limiter is out of reach, so nothing is sent: {error}")
+            self._lose_limiter(error)
             return Reservation(granted=0, wait_seconds=OUTAGE_SECONDS, interval_seconds=0.0)
         outages.end("limiter")
         return reservation
@@ -466,7 +461,10 @@ class Drain:
         try:
             tell()
         except LimiterUnavailable as error:
-            outages.begin("limiter", f"The limiter is out of reach, so nothing is sent: {error}")
+            self._lose_limiter(error)
+
+    def _lose_limiter(self, error: LimiterUnavailable) -> None:
+        outages.begin("limiter", f"The limiter is out of reach, so nothing is sent: {error}")
 
     def _rest(self, now: float) -> None:
         """Nothing is due: linger while something may come, then end."""
@@ -658,7 +656,8 @@ class Drain:
             f"Nothing can be sent through this account; the next try is in "
             f"{self._pause_seconds} s: {reason}",
         )
-        self._guard(partial(pause, reason, seconds=self._pause_seconds, using=self._using))
+        take = partial(leases.acquire, PAUSE, self._pause_seconds, using=self._using, note=reason)
+        self._guard(take)
         self.end()
 
     # Settling

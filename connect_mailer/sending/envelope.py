@@ -211,12 +211,11 @@ def freeze(draft: Draft, headers: Mapping[str, str] | None = None) -> bytes:
         InvalidMessage: it can't be written, or is larger than SES takes.
     """
     message = copy.copy(draft.message)
-    kept = {recipient.address.key for recipient in draft.kept}
+    suppressed = {one.address.key for one in draft.recipients if one.reason}
     message.from_email = _in_ascii(message.from_email)
-    message.to = [_in_ascii(to) for to in message.to if _is_in(to, kept)]
-    message.cc = [_in_ascii(cc) for cc in message.cc if _is_in(cc, kept)]
+    message.to = [_in_ascii(to) for to in message.to if to and not _is_in(to, suppressed)]
+    message.cc = [_in_ascii(cc) for cc in message.cc if cc and not _is_in(cc, suppressed)]
     message.bcc = []
-    suppressed = {recipient.address.key for recipient in draft.recipients} - kept
     message.extra_headers, raw = _split_headers(message.extra_headers, suppressed)
     if headers and not raw:
         raw = dict(headers)
@@ -254,6 +253,8 @@ def _make_comparable(moment: datetime | None) -> datetime | None:
 
 
 def _is_in(written: object, keys: set[str]) -> bool:
+    if not keys:
+        return False  # most messages: nothing is parsed a second time
     try:
         return addresses.normalise(written) in keys
     except InvalidAddress:

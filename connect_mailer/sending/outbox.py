@@ -6,14 +6,14 @@ that moment and on the database's clock; nothing relies on what a process read b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-from django.db import connections, models, router, transaction
+from django.db import connections, router, transaction
 from django.db.models import BooleanField, Case, ExpressionWrapper, F, Q, QuerySet, Value, When
 
 from connect_mailer import signals
@@ -270,7 +270,7 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
     Only where the claim still holds; but what was sent is recorded in any case. Signals are
     sent after commit.
     """
-    sent = {result.pk: result for result in results if isinstance(result, Sent)}
+    sent = [result for result in results if isinstance(result, Sent)]
     ended = [result for result in results if isinstance(result, Ended)]
     rows = OutgoingMessage.objects.using(using)
     with transaction.atomic(using=using):
@@ -314,8 +314,9 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
             OutgoingContent.objects.release(rows.filter(pk__in=pks, status=Status.SUPPRESSED))
 
 
-def _settle_sent(sent: Mapping[int, Sent], *, keep_bodies: bool, using: str) -> None:
-    rows = OutgoingMessage.objects.using(using).filter(pk__in=list(sent))
+def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None:
+    pks = [result.pk for result in sent]
+    rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
     # Whose signal an event has not sent yet.
     _announce(signals.message_sent, rows.exclude(_SETTLED_BY_EVENT))
     rows.exclude(_SETTLED_BY_EVENT).update(
@@ -323,15 +324,12 @@ def _settle_sent(sent: Mapping[int, Sent], *, keep_bodies: bool, using: str) -> 
         claim=None,
         in_doubt=False,
         last_error="",
-        ses_message_id=Case(
-            *(When(pk=pk, then=Value(result.ses_message_id)) for pk, result in sent.items()),
-            output_field=models.CharField(),
-        ),
+        ses_message_id=_choose("ses_message_id", lambda result: Value(result.ses_message_id), sent),
         sent_at=DatabaseNow(),
         finished_at=DatabaseNow(),
     )
     OutgoingRecipient.objects.using(using).filter(
-        message__in=list(sent), status=OutgoingRecipient.Status.QUEUED
+        message__in=pks, status=OutgoingRecipient.Status.QUEUED
     ).update(status=OutgoingRecipient.Status.SENT)
     if not keep_bodies:
         OutgoingContent.objects.release(rows)

@@ -210,8 +210,11 @@ MUTANTS = [
         ),
         ("known ones once", "sorted(set(wanted) - known)", "sorted(wanted)"),
         ("user linked", "user_id=users.get(address)", "user_id=None"),
-        ("users by their address", "lower_email=Lower(field)", "lower_email=F(field)"),
         ("connected", "bouncy_signals.feedback.connect(", "str("),
+    ),
+    *_mutants(
+        "../models.py",
+        ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),
     *_mutants(
         "records.py",
