@@ -83,6 +83,37 @@ class Rejected(DeliveryError):
     """Refused for good: this message will never be sent."""
 
 
+# What an operator's commands see
+
+
+class AccountError(ConnectMailerError):
+    """AWS did not do what an operator asked for. The text has the action and AWS's words.
+
+    ``action`` is named as in IAM policies (``ses:GetAccount``), ``code`` is AWS's own, empty
+    where AWS was not reached.
+    """
+
+    def __init__(self, *, action: str, code: str, words: str) -> None:
+        self.action = action
+        self.code = code
+        super().__init__(f"{action}: {f'{code}: ' if code else ''}{words}")
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether the credentials are good, and not allowed to do that."""
+        return self.code in (
+            "AccessDenied",
+            "AccessDeniedException",
+            "AuthorizationError",
+            "AuthorizationErrorException",
+        )
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such thing."""
+        return self.code in ("NotFound", "NotFoundException")
+
+
 # What the opt-out page answers
 
 

@@ -66,6 +66,20 @@ def purge() -> None:
     logger.info("Forgot %d finished rows.", forgotten)
 
 
+@shared_task(name="connect_mailer.tasks.sync_suppression", ignore_result=True)
+def sync_suppression() -> None:
+    """Copy between SES's account suppression list and ``Unsubscribe``, both ways.
+
+    For a schedule of the site's own, such as once a day: it is never asked for by itself. SES
+    allows about one such call a second, so a long list takes a while.
+    """
+    from connect_mailer.account.aws import AWS
+    from connect_mailer.account.suppressed import synchronise
+
+    pulled, pushed = synchronise(AWS())
+    logger.info("Suppression: %d rows are new here, %d entries at SES.", pulled, pushed)
+
+
 def wake_on_commit(*, using: str) -> None:
     """Wake a drain once the transaction on ``using`` is committed: once for all its messages."""
     pending = transaction.get_connection(using).run_on_commit

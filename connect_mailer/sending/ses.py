@@ -92,7 +92,7 @@ _MAX_WORDS: Final = 500
 
 # Where nothing names a region: there seacucumber sent, through boto 2's default.
 # Source: boto 2.49, boto/ses/connection.py, SESConnection.DefaultRegionName.
-_LEGACY_REGION: Final = "us-east-1"
+LEGACY_REGION: Final = "us-east-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +275,7 @@ def _make_client(
     try:
         return session.client(
             "sesv2",
-            region_name=session.region_name or _LEGACY_REGION,
+            region_name=session.region_name or LEGACY_REGION,
             endpoint_url=endpoint_url,
             config=Config(
                 # Each attempt has to pay for its tokens, so none is boto3's own.

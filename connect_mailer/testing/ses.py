@@ -5,10 +5,10 @@
         client.send_email(...)
         [mail] = ses.mailbox()
 
-It knows ``SendEmail`` with raw content and ``GetAccount`` of the SES API v2 and
-``GetSendQuota`` of v1; it paces, refuses and breaks as SES and networks do. ``python -m
-connect_mailer.testing.ses`` runs it in a process of its own, which ``RemoteLocalSES`` starts
-and steers.
+It knows ``SendEmail`` with raw content and ``GetAccount`` of the SES API v2, ``GetSendQuota``
+of v1, and what an operator asks of the account (``account``); it paces, refuses and breaks as
+SES and networks do. ``python -m connect_mailer.testing.ses`` runs it in a process of its own,
+which ``RemoteLocalSES`` starts and steers.
 
 Source: https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendEmail.html
 """
@@ -34,6 +34,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
+from connect_mailer.testing.account import LocalAccount, SESError, not_allowed, refuse_xml, xml
 from connect_mailer.testing.http import Answer, Ending, HTTPServer, Request
 
 MAX_RECIPIENTS: Final = 50
@@ -41,20 +42,6 @@ MAX_MESSAGE_BYTES: Final = 40 * 1024 * 1024
 DAY_SECONDS: Final = 86_400.0
 SIMULATOR_DOMAIN: Final = "simulator.amazonses.com"
 
-# The HTTP status of an error where it is not 400.
-# Source: service model of sesv2, and "Common Error Types" of the SES API v2 reference.
-_STATUS: Final = {
-    "TooManyRequestsException": 429,
-    "NotFoundException": 404,
-    "InternalServiceErrorException": 500,
-    "InternalFailure": 500,
-    "ServiceUnavailable": 503,
-    "AccessDeniedException": 403,
-    "ExpiredTokenException": 403,
-    "InvalidSignatureException": 403,
-    "MissingAuthenticationTokenException": 403,
-    "UnrecognizedClientException": 403,
-}
 _FROM = re.compile(rb"^from:[ \t]*((?:[^\r\n]|\r?\n[ \t])*)\r?\n", re.IGNORECASE | re.MULTILINE)
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
@@ -152,16 +139,6 @@ class Stats:
     """Recipients per second, from the first accepted call to the last; 0 with fewer than two."""
 
 
-class SESError(Exception):
-    """An answer that is an error, in the form in which SES gives it."""
-
-    def __init__(self, code: str, message: str, *, status: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.status = status or _STATUS.get(code, 400)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Call:
     """One call of ``SendEmail``, as far as it could be understood."""
@@ -191,6 +168,7 @@ class LocalSES:
         **settings: Any,
     ) -> None:
         self.settings = Settings(**settings)
+        self.account = LocalAccount()
         self._on_accepted = on_accepted
         self._clock = clock
         self._lock = threading.Lock()
@@ -290,9 +268,9 @@ class LocalSES:
                 return self._send_email(request)
             case "GET", "/v2/email/account":
                 return self._get_account()
-            case "POST", "/":
-                return self._query(request)
-        return _error(SESError("UnknownOperationException", "", status=404))
+            case "POST", "/" if b"Action=GetSendQuota" in request.body:
+                return self._get_send_quota()
+        return self.account.answer(request)
 
     def _send_email(self, request: Request) -> Answer:
         fault = None
@@ -301,6 +279,7 @@ class LocalSES:
             fault = self._take_fault("SendEmail", call)
             if fault is not None and (fault.lost == "before" or fault.code or fault.status):
                 return self._break(fault)
+            self.account.check_allowed("ses:SendEmail")
             mail = self._accept(call)
         except SESError as error:
             with self._lock:
@@ -354,8 +333,12 @@ class LocalSES:
         if fault := self._take_fault("GetAccount", None):
             return self._break(fault)
         settings = self.settings
-        if not settings.may_get_account:
-            return _error(_not_allowed("ses:GetAccount"))
+        try:
+            self.account.check_allowed("ses:GetAccount")
+            if not settings.may_get_account:
+                raise not_allowed("ses:GetAccount")
+        except SESError as error:
+            return _error(error)
         return _json(
             {
                 "DedicatedIpAutoWarmupEnabled": False,
@@ -377,23 +360,16 @@ class LocalSES:
                 "SentLast24Hours": float(sum(count for at, count in self._spent if at > since)),
             }
 
-    def _query(self, request: Request) -> Answer:
-        """The API v1, as far as it is known: ``GetSendQuota``."""
-        action = parse_qs(request.body.decode("latin-1")).get("Action", [""])[0]
-        if action != "GetSendQuota":
-            error = SESError("InvalidAction", f"Could not find operation {action}")
-        elif not self.settings.may_get_account:
-            error = _not_allowed("ses:GetSendQuota")
-            error.code = "AccessDenied"
-        else:
-            values = "".join(f"<{key}>{value}</{key}>" for key, value in self._quota().items())
-            return _xml(f"<{action}Result>{values}</{action}Result>", f"{action}Response")
-        return _xml(
-            f"<Error><Type>Sender</Type><Code>{error.code}</Code>"
-            f"<Message>{error.message}</Message></Error>",
-            "ErrorResponse",
-            status=error.status,
-        )
+    def _get_send_quota(self) -> Answer:
+        """The API v1's way to ask for the same."""
+        try:
+            self.account.check_allowed("ses:GetSendQuota")
+            if not self.settings.may_get_account:
+                raise not_allowed("ses:GetSendQuota")
+        except SESError as error:
+            return refuse_xml(error.code.removesuffix("Exception"), error.message, error.status)
+        values = "".join(f"<{key}>{value}</{key}>" for key, value in self._quota().items())
+        return xml(f"<GetSendQuotaResult>{values}</GetSendQuotaResult>", "GetSendQuotaResponse")
 
     def _take_fault(self, operation: str, call: _Call | None) -> Fault | None:
         with self._lock:
@@ -562,14 +538,6 @@ def _is_simulator(address: str) -> bool:
     return address.lower().endswith("@" + SIMULATOR_DOMAIN)
 
 
-def _not_allowed(action: str) -> SESError:
-    return SESError(
-        "AccessDeniedException",
-        f"User: arn:aws:iam::123456789012:user/site is not authorized to perform: {action} "
-        "because no identity-based policy allows the action",
-    )
-
-
 def _message_id() -> str:
     """An id of the length and form of SES's own."""
     return f"01000{time.time_ns() // 1_000_000:011x}-{uuid.uuid4()}-000000"
@@ -591,17 +559,6 @@ def _error(error: SESError, *, delay_seconds: float = 0.0) -> Answer:
     if not error.code:  # not SES, but something on the way to it
         return replace(answer, body=b"<html></html>", headers={"Content-Type": "text/html"})
     return replace(answer, headers={**answer.headers, "x-amzn-ErrorType": error.code})
-
-
-def _xml(inner: str, name: str, *, status: int = 200) -> Answer:
-    return Answer(
-        status=status,
-        body=(
-            f'<{name} xmlns="http://ses.amazonaws.com/doc/2010-12-01/">{inner}'
-            f"<RequestId>{uuid.uuid4()}</RequestId></{name}>"
-        ).encode(),
-        headers={"Content-Type": "text/xml"},
-    )
 
 
 def mail_to_json(mail: Mail) -> dict[str, Any]:
