@@ -135,9 +135,9 @@ class OutgoingContentManager(models.Manager["OutgoingContent"]):
 
     def release(self, messages: models.QuerySet[OutgoingMessage]) -> None:
         """Forget the bodies of these rows, except where another row needs them."""
-        contents = list(
-            messages.exclude(content=None).values_list("content_id", flat=True).distinct()
-        )
+        # Those without are left out here: asked for a body, some planners go by the index of
+        # all bodies rather than by the keys of a few rows.
+        contents = set(messages.values_list("content_id", flat=True)) - {None}
         if not contents:
             return
         messages.update(content=None)
@@ -198,6 +198,11 @@ class OutgoingMessage(models.Model):
     expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
     # When a queued row may be claimed; of a row that is being sent, when its lease ends.
     due_at = models.DateTimeField(_("due"))
+    # The rank, while the row stands in line to be claimed; null while it waits for `due_at`
+    # and when it is finished, so that who looks for the next row sees no other ones.
+    lane = models.PositiveSmallIntegerField(null=True, editable=False)
+    # Its place in the lane. It orders only: a row whose turn is in the future may be claimed.
+    turn = models.DateTimeField(null=True, editable=False)
     claim = models.UUIDField(null=True, editable=False)
     in_doubt = models.BooleanField(_("in doubt"), default=False)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
@@ -233,11 +238,8 @@ class OutgoingMessage(models.Model):
         verbose_name = _("outgoing message")
         verbose_name_plural = _("outgoing messages")
         indexes = [
-            models.Index(
-                fields=["rank", "due_at", "id"],
-                name="connect_mailer_open",
-                condition=models.Q(status__in=["queued", "sending"]),
-            )
+            models.Index(fields=["lane", "turn"], name="connect_mailer_line"),
+            models.Index(fields=["status", "lane", "due_at"], name="connect_mailer_waiting"),
         ]
 
     def __str__(self) -> str:

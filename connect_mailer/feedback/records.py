@@ -188,6 +188,7 @@ def _settle_rejected(message: OutgoingMessage, event: Event, using: str) -> None
 def _finish(message: OutgoingMessage, now: datetime, using: str) -> None:
     message.in_doubt = False
     message.claim = None
+    message.lane = message.turn = None
     message.finished_at = message.finished_at or now
     message.save(
         using=using,
@@ -198,6 +199,8 @@ def _finish(message: OutgoingMessage, now: datetime, using: str) -> None:
             "last_error",
             "in_doubt",
             "claim",
+            "lane",
+            "turn",
             "finished_at",
         ],
     )

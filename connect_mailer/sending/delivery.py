@@ -386,6 +386,7 @@ class Drain:
         """Renew the lease, and stop for a pause of the account."""
         now = self._clock()
         self._beat_at = now + HEARTBEAT_SECONDS
+        outbox.line_up(using=self._using)
         if self._lease is None or now > self._ends_at + CALL_SECONDS:
             return  # a call that never ends must not keep other drains away
         if not leases.renew(

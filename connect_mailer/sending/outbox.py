@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 from django.db import connections, router, transaction
 from django.db.models import BooleanField, Case, ExpressionWrapper, F, Q, QuerySet, Value, When
+from django.db.models.functions import Coalesce, Greatest
 
 from connect_mailer import signals
 from connect_mailer.clock import DatabaseNow
@@ -28,9 +29,20 @@ from connect_mailer.models import (
 from connect_mailer.sending.envelope import Draft
 
 Status = OutgoingMessage.Status
+# Those of ended leases before those that come for the first time.
+_OPEN = (Status.SENDING, Status.QUEUED)
+_FINISHED = tuple(status for status in Status if status not in _OPEN)
 
 # Rows that one statement of `purge` touches: a lock that nobody notices.
 PURGE_CHUNK = 1000
+
+# Rows that one statement lets into the line.
+LINE_CHUNK = 5000
+
+# The rows of one call of `send_messages()` take their turns this far apart, so that those of
+# another one come in between. About the slowest that an account sends: what was queued before
+# is at least that far on, and so nobody waits for a batch to end.
+TURN_SECONDS = 1.0
 
 _MAX_ERROR = 2000
 
@@ -63,18 +75,29 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
     """
     contents: list[OutgoingContent] = []
     rows: list[tuple[OutgoingMessage, Sequence[Any]]] = []
+    place = 0
     for frozen in batch:
         draft = frozen.draft
         left_out = [recipient for recipient in draft.recipients if recipient.reason]
         if frozen.mime is None:
-            rows.append((_make_row(draft, status=Status.SUPPRESSED), left_out))
+            row = _make_row(draft, status=Status.SUPPRESSED, finished_at=DatabaseNow())
+            rows.append((row, left_out))
             continue
         content = OutgoingContent(mime=frozen.mime)
         contents.append(content)
         kept = draft.kept
+        send_after = draft.options.send_after
         for start in range(0, len(kept), MAX_RECIPIENTS):
             part = kept[start : start + MAX_RECIPIENTS]
-            row = _make_row(draft, content=content, size=len(frozen.mime), cost=len(part))
+            row = _make_row(
+                draft,
+                content=content,
+                size=len(frozen.mime),
+                cost=len(part),
+                turn=(send_after or DatabaseNow()) + timedelta(seconds=place * TURN_SECONDS),
+            )
+            row.lane = None if send_after else row.rank
+            place += 1
             rows.append((row, part if start else [*part, *left_out]))
     messages = [row for row, _ in rows]
     with transaction.atomic(using=using):
@@ -103,7 +126,6 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
 
 def _make_row(draft: Draft, **fields: Any) -> OutgoingMessage:
     options = draft.options
-    is_finished = fields.get("status") == Status.SUPPRESSED
     subject = "".join(filter(str.isprintable, str(draft.message.subject)))
     return OutgoingMessage(
         stream=options.stream,
@@ -113,7 +135,6 @@ def _make_row(draft: Draft, **fields: Any) -> OutgoingMessage:
         send_after=options.send_after,
         expires_at=options.expires_at,
         due_at=options.send_after or DatabaseNow(),
-        finished_at=DatabaseNow() if is_finished else None,
         sender=draft.sender.spec,
         subject=subject[:255],
         mailing_list=options.mailing_list,
@@ -136,23 +157,79 @@ def _fetch_ids(messages: Sequence[OutgoingMessage], using: str) -> None:
 # Out: what a drain takes
 
 
-def _due(using: str) -> QuerySet[OutgoingMessage]:
-    """Open rows whose time has come: queued and due, or held by a lease that ended."""
+def _line(using: str) -> QuerySet[OutgoingMessage]:
+    """Rows that may be claimed: open and due. They stand in line, in this order.
+
+    That the lane is set would say it all; the rest makes sure.
+    """
     return (
         OutgoingMessage.objects.using(using)
-        .filter(status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow())
-        .order_by("rank", "due_at", "id")
+        .filter(lane__gte=0, status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow())
+        .order_by("lane", "turn")
     )
+
+
+def _waiting(status: str, using: str) -> QuerySet[OutgoingMessage]:
+    """Open rows that are due and don't stand in line yet.
+
+    By one status at a time: it is then one range of the index on every database.
+    """
+    return (
+        OutgoingMessage.objects.using(using)
+        .filter(status=status, lane=None, due_at__lte=DatabaseNow())
+        .order_by("lane", "due_at")
+    )
+
+
+def _still_due(pks: Sequence[int], using: str) -> QuerySet[OutgoingMessage]:
+    """Those of some rows that nobody else took since they were read.
+
+    Told by what they are not, for which no index but the key's is any good: a planner that
+    knows the table as it was before a large batch would look through that for a few rows.
+    """
+    return (
+        OutgoingMessage.objects.using(using)
+        .filter(pk__in=pks)
+        .exclude(status__in=_FINISHED)
+        .exclude(due_at__gt=DatabaseNow())
+    )
+
+
+def _any(queryset: QuerySet[OutgoingMessage]) -> bool:
+    """``exists()``, which would drop the order, and with it what makes planners use the index."""
+    return bool(queryset.values_list("pk", flat=True)[:1])
 
 
 def is_due(*, using: str) -> bool:
     """Whether there is anything to send now."""
-    return _due(using).exists()
+    return _any(_line(using)) or any(_any(_waiting(status, using)) for status in _OPEN)
+
+
+def line_up(*, using: str) -> bool:
+    """Let rows whose time has come into the line: scheduled, to be retried, of ended leases.
+
+    At most ``LINE_CHUNK`` of each kind; return whether there were any.
+    """
+    entered = 0
+    for status in _OPEN:
+        if not _any(_waiting(status, using)):
+            continue
+        with _row_locks(using):
+            waiting = _waiting(status, using).select_for_update(skip_locked=True)
+            pks = list(waiting.values_list("pk", flat=True)[:LINE_CHUNK])
+            entered += _still_due(pks, using).update(
+                lane=F("rank"), turn=Coalesce("turn", "due_at")
+            )
+    return entered > 0
 
 
 def peek(limit: int, *, using: str) -> list[int]:
     """What the next rows cost, in recipients, without a lock."""
-    return list(_due(using).values_list("cost", flat=True)[:limit])
+    costs = _line(using).values_list("cost", flat=True)[:limit]
+    found = list(costs)
+    if len(found) < limit and line_up(using=using):
+        found = list(costs.all())
+    return found
 
 
 def claim(
@@ -168,7 +245,7 @@ def claim(
     token = uuid4()
     with _row_locks(using):
         candidates = (
-            _due(using)
+            _line(using)
             .select_for_update(skip_locked=True)
             .annotate(
                 has_expired=ExpressionWrapper(
@@ -188,17 +265,13 @@ def claim(
             taken.append(row)
         if not taken:
             return []
-        claimed = (
-            OutgoingMessage.objects.using(using)
-            .filter(pk__in=[row.pk for row in taken])
-            .filter(status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow())
-            .update(
-                status=Status.SENDING,
-                claim=token,
-                due_at=DatabaseNow() + timedelta(seconds=lease_seconds),
-                attempts=F("attempts") + 1,
-                in_doubt=Case(When(status=Status.SENDING, then=Value(True)), default=F("in_doubt")),
-            )
+        claimed = _still_due([row.pk for row in taken], using).update(
+            status=Status.SENDING,
+            claim=token,
+            lane=None,
+            due_at=DatabaseNow() + timedelta(seconds=lease_seconds),
+            attempts=F("attempts") + 1,
+            in_doubt=Case(When(status=Status.SENDING, then=Value(True)), default=F("in_doubt")),
         )
     if claimed < len(taken):  # no row locks here (SQLite), and another drain was faster
         won = set(
@@ -276,20 +349,24 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
     with transaction.atomic(using=using):
         if sent:
             _settle_sent(sent, keep_bodies=keep_bodies, using=using)
-        _update(
-            [result for result in results if isinstance(result, Postponed)],
-            using,
-            status=Status.QUEUED,
-            claim=None,
-            due_at=lambda result: (
-                # SQLite's clock has milliseconds: a sum of nothing would be due in the next.
-                DatabaseNow() + timedelta(seconds=result.delay_seconds)
-                if result.delay_seconds
-                else DatabaseNow()
-            ),
-            attempts=lambda result: F("attempts") - (0 if result.counts else 1),
-            last_error=lambda result: Value(result.error[:_MAX_ERROR]),
-        )
+        postponed = [result for result in results if isinstance(result, Postponed)]
+        for at_once in (True, False):
+            _update(
+                [result for result in postponed if at_once is not bool(result.delay_seconds)],
+                using,
+                status=Status.QUEUED,
+                claim=None,
+                due_at=_find_due,
+                lane=F("rank") if at_once else None,
+                # A retry comes after those that came before it was due.
+                turn=lambda result: (
+                    Greatest(Coalesce("turn", "due_at"), _find_due(result))
+                    if result.counts
+                    else F("turn")
+                ),
+                attempts=lambda result: F("attempts") - (0 if result.counts else 1),
+                last_error=lambda result: Value(result.error[:_MAX_ERROR]),
+            )
         _update(
             [result for result in results if isinstance(result, Doubtful)],
             using,
@@ -301,6 +378,8 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
             using,
             status=lambda result: Value(result.status),
             claim=None,
+            lane=None,
+            turn=None,
             finished_at=DatabaseNow(),
             last_error=lambda result: Value(result.error[:_MAX_ERROR]),
         )
@@ -314,6 +393,12 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
             OutgoingContent.objects.release(rows.filter(pk__in=pks, status=Status.SUPPRESSED))
 
 
+def _find_due(result: Postponed) -> Any:
+    # SQLite's clock has milliseconds: a sum of nothing would be due in the next.
+    seconds = result.delay_seconds
+    return DatabaseNow() + timedelta(seconds=seconds) if seconds else DatabaseNow()
+
+
 def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None:
     pks = [result.pk for result in sent]
     rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
@@ -322,6 +407,8 @@ def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None
     rows.exclude(_SETTLED_BY_EVENT).update(
         status=Status.SENT,
         claim=None,
+        lane=None,
+        turn=None,
         in_doubt=False,
         last_error="",
         ses_message_id=_choose("ses_message_id", lambda result: Value(result.ses_message_id), sent),
@@ -405,6 +492,8 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
                 status=Status.QUEUED,
                 attempts=0,
                 due_at=DatabaseNow(),
+                lane=F("rank"),
+                turn=DatabaseNow(),
                 expires_at=None,
                 in_doubt=False,
                 ses_message_id="",

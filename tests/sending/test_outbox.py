@@ -1,0 +1,236 @@
+"""The outbox: in which order rows leave, and what is forgotten."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.mail import EmailMessage
+from django.utils import timezone
+
+from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
+from connect_mailer.models import OutgoingMessage
+from connect_mailer.sending import outbox
+from connect_mailer.testing import deliver_all
+
+pytestmark = pytest.mark.django_db
+
+Status = OutgoingMessage.Status
+ONE_HOUR = timedelta(hours=1)
+
+
+def queue(name: str, number: int = 1, **options: Any) -> None:
+    """A batch: one call of ``send_messages()``."""
+    ConnectMailerBackend(**options).send_messages(
+        [
+            EmailMessage(f"{name} {n}", "Body", "site@example.com", [f"{name}{n}@example.org"])
+            for n in range(number)
+        ]
+    )
+
+
+def claim(slots: int = 1000) -> list[OutgoingMessage]:
+    outbox.peek(slots, using="default")  # as a drain does
+    return outbox.claim(
+        tokens=slots, slots=slots, max_bytes=10**9, lease_seconds=60, using="default"
+    )
+
+
+def subjects(rows: list[OutgoingMessage]) -> list[str]:
+    return [row.subject for row in rows]
+
+
+def settle(*results: outbox.Result) -> None:
+    outbox.settle(results, keep_bodies=False, using="default")
+
+
+def retry(row: OutgoingMessage, delay_seconds: float = 60.0) -> None:
+    settle(outbox.Postponed.of(row, delay_seconds=delay_seconds, error="no", counts=True))
+
+
+def pass_time(amount: timedelta) -> None:
+    """As if everything had been queued, and was due, that much earlier."""
+    for row in OutgoingMessage.objects.all():
+        row.due_at -= amount
+        if row.turn:
+            row.turn -= amount
+        row.save(update_fields=["due_at", "turn"])
+
+
+class TestOrder:
+    def test_account_mail_leaves_before_what_was_not_claimed_when_it_was_queued(self) -> None:
+        queue("digest", 200)
+        queue("urgent", 200, priority=0)
+        claimed = claim(20)
+        TransactionalBackend(priority=9).send_messages(
+            [EmailMessage("Reset", "Body", "site@example.com", ["jo@example.org"])]
+        )
+
+        after = claim(50)
+
+        assert len(claimed) == 20
+        assert subjects(after)[0] == "Reset"
+        assert all(row.priority == 0 for row in after[1:])
+
+    def test_priority_before_age(self) -> None:
+        for priority in (5, 9, 0, 3):
+            queue(f"p{priority}", priority=priority)
+
+        assert subjects(claim()) == ["p0 0", "p3 0", "p5 0", "p9 0"]
+
+    def test_the_messages_of_one_call_keep_their_order(self) -> None:
+        queue("a", 120)
+
+        assert subjects(claim()) == [f"a {n}" for n in range(120)]
+
+    def test_ten_of_one_sender_come_between_thousands_of_another(self) -> None:
+        queue("thousands", 500)
+        queue("ten", 10)
+
+        # Row by row in turns; where a second passed in between, those of that second come first.
+        assert {f"ten {n}" for n in range(10)} <= set(subjects(claim(40)))
+
+    def test_what_was_queued_later_waits_for_what_is_due_to_be_sent_by_then(self) -> None:
+        queue("thousands", 500)
+        pass_time(timedelta(seconds=100.5))
+        queue("ten", 10)
+
+        order = subjects(claim(130))
+
+        assert order[:101] == [f"thousands {n}" for n in range(101)]
+        assert order[101:121:2] == [f"ten {n}" for n in range(10)]
+
+    def test_a_turn_that_has_not_come_keeps_nobody_waiting(self) -> None:
+        queue("a", 300)
+
+        assert len(claim(300)) == 300
+
+    def test_one_call_with_many_recipients_takes_a_turn_for_each_row(self) -> None:
+        ConnectMailerBackend().send_messages(
+            [
+                EmailMessage(
+                    "wide",
+                    "Body",
+                    "site@example.com",
+                    bcc=[f"u{n}@example.org" for n in range(150)],
+                )
+            ]
+        )
+        queue("single")
+
+        assert subjects(
+            outbox.claim(tokens=100, slots=9, max_bytes=10**9, lease_seconds=60, using="default")
+        ) == ["wide", "single 0"]
+
+
+class TestRetries:
+    def test_a_retry_comes_after_what_came_before_it_was_due(self) -> None:
+        queue("first")
+        (first,) = claim()
+        queue("second")
+        pass_time(ONE_HOUR)
+        retry(first, delay_seconds=0.001)
+        pass_time(timedelta(seconds=1))
+        queue("third")
+
+        assert subjects(claim()) == ["second 0", "first 0", "third 0"]
+
+    def test_a_retry_does_not_leave_the_end_of_its_batch(self) -> None:
+        queue("batch", 300)
+        *others, last = claim(300)
+        settle(*(outbox.Sent.of(row, ses_message_id="1") for row in others))
+        retry(last)
+        pass_time(timedelta(seconds=61))
+        queue("other", 100)
+
+        # Its own turn is minutes away still: it would overtake the other ones.
+        assert subjects(claim()) == [*(f"other {n}" for n in range(100)), "batch 299"]
+
+    def test_what_is_given_back_keeps_its_place(self) -> None:
+        queue("first")
+        (first,) = claim()
+        queue("second")
+        settle(outbox.Postponed.of(first, delay_seconds=0, error="", counts=False))
+
+        assert subjects(claim()) == ["first 0", "second 0"]
+
+    def test_what_a_dead_worker_held_keeps_its_place(self) -> None:
+        queue("first")
+        claim()
+        queue("second")
+        OutgoingMessage.objects.filter(status=Status.SENDING).update(due_at=timezone.now())
+
+        first, second = claim()
+
+        assert (first.subject, first.in_doubt) == ("first 0", True)
+        assert (second.subject, second.in_doubt) == ("second 0", False)
+
+
+class TestTimes:
+    def test_send_after(self) -> None:
+        queue("later", 2, send_after=timezone.now() + ONE_HOUR)
+        queue("now")
+
+        (row,) = claim()
+        assert row.subject == "now 0"
+        settle(outbox.Sent.of(row, ses_message_id="1"))
+        assert not outbox.is_due(using="default")
+        pass_time(ONE_HOUR + timedelta(seconds=1))
+        queue("after")
+        assert outbox.is_due(using="default")
+        assert subjects(claim()) == ["later 0", "later 1", "after 0"]
+
+    def test_a_scheduled_row_that_is_more_important_waits_for_no_other(self) -> None:
+        queue("later", priority=0, send_after=timezone.now() + ONE_HOUR)
+        queue("now", 3)
+        pass_time(ONE_HOUR + timedelta(seconds=1))
+
+        outbox.line_up(using="default")  # as a drain does twice a second
+
+        assert subjects(claim(1)) == ["later 0"]
+
+    def test_what_expired_is_not_sent(self, settings: Any, mailoutbox: Any) -> None:
+        settings.CONNECT_MAILER = {"TRANSPORT": "django.core.mail.backends.locmem.EmailBackend"}
+        queue("stale", expires_at=timezone.now() - timedelta(seconds=1))
+        queue("fresh", expires_at=timezone.now() + ONE_HOUR)
+
+        assert deliver_all() == 1
+
+        stale = OutgoingMessage.objects.get(subject="stale 0")
+        assert stale.status == "expired"
+        assert "Not sent before" in stale.last_error
+        assert [message.subject for message in mailoutbox] == ["fresh 0"]
+
+    def test_sent_again_stands_in_line(self) -> None:
+        queue("a")
+        (row,) = claim()
+        settle(outbox.Ended.of(row, status=Status.FAILED, error="no"))
+        assert claim() == []
+
+        assert outbox.send_again(OutgoingMessage.objects.all()) == 1
+
+        assert subjects(claim()) == ["a 0"]
+
+
+def test_rows_of_an_earlier_version_stand_in_line_by_themselves() -> None:
+    queue("old", 3)
+    OutgoingMessage.objects.update(lane=None, turn=None)
+
+    assert outbox.is_due(using="default")
+    assert len(claim()) == 3
+
+
+def test_rows_that_are_finished_stand_in_no_line() -> None:
+    queue("a", 3)
+    sent, failed, expired = claim()
+    # Their lease ended, and a drain let them into the line.
+    OutgoingMessage.objects.update(due_at=timezone.now())
+    outbox.line_up(using="default")
+    settle(
+        outbox.Sent.of(sent, ses_message_id="1"),
+        outbox.Ended.of(failed, status=Status.FAILED, error="no"),
+        outbox.Ended.of(expired, status=Status.EXPIRED, error="late"),
+    )
+
+    assert set(OutgoingMessage.objects.values_list("lane", "turn")) == {(None, None)}

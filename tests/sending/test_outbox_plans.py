@@ -1,0 +1,151 @@
+"""How the databases find the next rows: by an index, whatever else is in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.mail import EmailMessage
+from django.db import connection
+from django.utils import timezone
+
+from connect_mailer.backend import ConnectMailerBackend
+from connect_mailer.models import OutgoingMessage
+from connect_mailer.sending import outbox
+from tests.benchmarks.claim import explain
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.skipif(connection.vendor == "mysql", reason="reads the plans of two databases"),
+]
+
+ROWS = 3000
+LINE, WAITING = "connect_mailer_line", "connect_mailer_waiting"
+
+
+def make_rows(number: int, **fields: Any) -> None:
+    now = timezone.now()
+    OutgoingMessage.objects.bulk_create(
+        OutgoingMessage(sender="site@example.com", **{"due_at": now, **fields})
+        for _ in range(number)
+    )
+
+
+def analyze() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """Far more rows that are finished or scheduled than any that are to be looked at.
+
+    The line fills up after the database counted what is in the table.
+    """
+    now, later = timezone.now(), timezone.now() + timedelta(days=1)
+    make_rows(ROWS, status="sent", finished_at=now)
+    for rank in (5, 15):
+        make_rows(ROWS // 2, rank=rank, due_at=later, turn=later)
+    analyze()
+    make_rows(ROWS, lane=15, turn=now)
+    yield
+    if connection.vendor == "sqlite":  # where the statistics outlive the transaction
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE IF EXISTS sqlite_stat1")
+
+
+class Plans:
+    """What a call asked, each statement with its plan as one text."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any]] = []
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        self.asked.append((sql, params))
+        return execute(sql, params, many, context)
+
+    def of(self, verb: str) -> list[str]:
+        return [
+            "\n".join(explain(sql, params))
+            for sql, params in self.asked
+            if sql.startswith(verb) and OutgoingMessage._meta.db_table in sql
+        ]
+
+
+def plan(act: Any) -> Plans:
+    plans = Plans()
+    with connection.execute_wrapper(plans):
+        act()
+    return plans
+
+
+def goes_by(index: str, text: str) -> bool:
+    """By that index and no other, in its order, so that nothing is sorted."""
+    sorts = "Sort" in text or "TEMP B-TREE" in text
+    return index in text and "Seq Scan" not in text and "SCAN" not in text and not sorts
+
+
+def goes_by_key(text: str) -> bool:
+    """By the keys of a few rows."""
+    others = LINE in text or WAITING in text or "content_id_" in text
+    return ("pkey" in text or "PRIMARY KEY (rowid=?)" in text) and not others
+
+
+@pytest.mark.usefixtures("full")
+def test_the_next_rows_are_found_by_an_index() -> None:
+    looks = plan(lambda: outbox.peek(50, using="default")).of("SELECT")
+    looks += plan(lambda: outbox.is_due(using="default")).of("SELECT")
+    looks += plan(lambda: claim(50)).of("SELECT")[:1]
+
+    assert len(looks) == 3
+    for text in looks:
+        assert goes_by(LINE, text), text
+
+
+@pytest.mark.usefixtures("full")
+def test_what_becomes_due_is_found_by_an_index() -> None:
+    looks = plan(lambda: outbox.line_up(using="default")).of("SELECT")
+
+    assert len(looks) == 2
+    for text in looks:
+        assert goes_by(WAITING, text), text
+
+
+@pytest.mark.usefixtures("full")
+def test_what_was_found_is_written_by_its_key() -> None:
+    make_rows(20, rank=5)
+    rows: list[Any] = []
+
+    lines_up = plan(lambda: outbox.line_up(using="default")).of("UPDATE")
+    claims = plan(lambda: rows.extend(claim(50))).of("UPDATE")
+    results = [outbox.Sent.of(row, ses_message_id=f"id-{row.pk}") for row in rows]
+    settles = plan(lambda: outbox.settle(results, keep_bodies=False, using="default"))
+
+    assert len(rows) == 50
+    statements = [*lines_up, *claims, *settles.of("UPDATE")[:1], *settles.of("SELECT")]
+    assert len(statements) >= 4
+    for text in statements:
+        assert goes_by_key(text), text
+
+
+def claim(slots: int) -> list[OutgoingMessage]:
+    return outbox.claim(
+        tokens=slots, slots=slots, max_bytes=10**9, lease_seconds=60, using="default"
+    )
+
+
+def test_a_claim_and_its_results_are_a_few_statements(django_assert_num_queries: Any) -> None:
+    ConnectMailerBackend().send_messages(
+        [EmailMessage("A", "b", "site@example.com", [f"u{n}@example.org"]) for n in range(30)]
+    )
+    # With row locks: savepoint, the rows, the claim, release. Without: the rows, the claim.
+    locks = 2 if connection.features.has_select_for_update_skip_locked else 0
+    with django_assert_num_queries(2 + locks):
+        rows = claim(30)
+    assert len(rows) == 30
+    results = [outbox.Sent.of(row, ses_message_id=f"id-{row.pk}") for row in rows]
+    # Savepoint, rows, recipients, which bodies, rows, bodies, release.
+    with django_assert_num_queries(7):
+        outbox.settle(results, keep_bodies=False, using="default")
