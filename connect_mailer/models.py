@@ -64,11 +64,12 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         return self.filter(address=addresses.normalise(address)).exists()
 
     def suppress(
-        self, address: str, source: str, mailing_list: str = ""
+        self, address: str, source: str, mailing_list: str = "", **fields: Any
     ) -> tuple[Unsubscribe, bool]:
         """Add a row for ``address`` unless there is one; return it and whether it is new.
 
-        A user of the site who has that e-mail address is linked to it.
+        A user of the site who has that e-mail address is linked to it. ``fields`` are those
+        of a new row.
 
         Raises:
             InvalidAddress: ``address`` is none.
@@ -78,7 +79,10 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             address=key,
             source=source,
             mailing_list=mailing_list,
-            defaults={"user_id": lambda: find_user_ids([key]).get(key)},  # type: ignore[misc]
+            defaults={
+                "user_id": lambda: find_user_ids([key]).get(key),  # type: ignore[misc]
+                **fields,
+            },
         )
 
 
@@ -110,6 +114,12 @@ class Unsubscribe(models.Model):
         blank=True,
         related_name="+",
     )
+    # Why, in the words of whoever said so: a server's diagnostic code, the type of a complaint.
+    # The database knows the default too: code of the version before this one writes rows
+    # while a site is being upgraded.
+    detail = models.CharField(_("detail"), max_length=500, blank=True, default="", db_default="")
+    # When `purge` forgets it; empty: never.
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     modified_at = models.DateTimeField(_("modified"), auto_now=True)
 
@@ -237,6 +247,10 @@ class OutgoingMessage(models.Model):
     class Meta:
         verbose_name = _("outgoing message")
         verbose_name_plural = _("outgoing messages")
+        permissions = [
+            ("cancel_outgoingmessage", "Can cancel queued messages"),
+            ("preview_outgoingmessage", "Can read the body of messages"),
+        ]
         indexes = [
             models.Index(fields=["lane", "turn"], name="connect_mailer_line"),
             models.Index(fields=["status", "lane", "due_at"], name="connect_mailer_waiting"),
@@ -285,6 +299,87 @@ class OutgoingRecipient(models.Model):
         return f"{self.address} ({self.status})"
 
 
+class MessageEvent(models.Model):
+    """Something in the life of a message that its own row doesn't tell: an attempt that SES did
+    not take, what came of it afterwards, what an operator did."""
+
+    class Kind(models.TextChoices):
+        POSTPONED = "postponed", _("tried, goes back")
+        DOUBT = "doubt", _("no answer")
+        FAILED = "failed", _("failed")
+        DELIVERED = "delivered", _("delivered")
+        DELAYED = "delayed", _("delayed")
+        BOUNCED = "bounced", _("bounced")
+        SOFT_BOUNCED = "soft", _("bounced, for now")
+        COMPLAINED = "complained", _("complained")
+        OPENED = "opened", _("opened")
+        CLICKED = "clicked", _("clicked")
+        OPERATOR = "operator", _("by an operator")
+
+    # Without a constraint: what is written of a row that is being forgotten is no error.
+    message = models.ForeignKey(
+        OutgoingMessage, on_delete=models.CASCADE, related_name="events", db_constraint=False
+    )
+    kind = models.CharField(max_length=12, choices=Kind.choices)
+    # Of the recipient that it is about; empty: the message.
+    address = models.CharField(max_length=MAX_ADDRESS_LENGTH, blank=True, default="")
+    at = models.DateTimeField()
+    detail = models.TextField(blank=True, default="")
+
+    if TYPE_CHECKING:
+        message_id: int
+
+    class Meta:
+        verbose_name = _("message event")
+        verbose_name_plural = _("message events")
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.message_id})"
+
+
+class Tally(models.Model):
+    """How many of each, at a time: rows that are added up and never changed.
+
+    Each settle and each notification inserts its own numbers, so nobody waits for anybody, and
+    ``tallies.fold`` makes one row of many: see there. All but ``sent`` and ``failed``
+    (messages) are recipients, which is what SES counts.
+    """
+
+    at = models.DateTimeField()
+    # Seconds that the row stands for, from `at`; 0: a moment, and not folded yet.
+    span = models.PositiveIntegerField(default=0)
+    stream = models.CharField(max_length=20)
+    # Of bounces and complaints by domain, which are counted without a domain as well.
+    domain = models.CharField(max_length=255, blank=True, default="")
+    sent = models.PositiveIntegerField(_("sent"), default=0)
+    failed = models.PositiveIntegerField(_("failed"), default=0)
+    written = models.PositiveIntegerField(_("recipients"), default=0)
+    suppressed = models.PositiveIntegerField(_("suppressed"), default=0)
+    delivered = models.PositiveIntegerField(_("delivered"), default=0)
+    bounced = models.PositiveIntegerField(_("bounced"), default=0)
+    soft_bounced = models.PositiveIntegerField(_("bounced, for now"), default=0)
+    complained = models.PositiveIntegerField(_("complained"), default=0)
+
+    class Meta:
+        verbose_name = _("tally")
+        verbose_name_plural = _("tallies")
+        indexes = [models.Index(fields=["span", "at"], name="connect_mailer_tally_span")]
+
+    def __str__(self) -> str:
+        return f"{self.at} ({self.stream})"
+
+
+class Health(Tally):
+    """The health page of the admin: no table of its own, but a name and permissions."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        permissions = [("pause_health", "Can pause and resume sending")]
+        verbose_name = _("mail health")
+        verbose_name_plural = _("mail health")
+
+
 class NotificationReceipt(models.Model):
     """An SNS notification that was taken: a second delivery of it changes nothing."""
 
@@ -308,6 +403,7 @@ class Lease(models.Model):
 
     name = models.CharField(primary_key=True, max_length=50)
     holder = models.UUIDField()
+    since = models.DateTimeField(null=True)
     expires_at = models.DateTimeField()
     note = models.TextField(blank=True, default="")
 

@@ -15,6 +15,7 @@ from celery import shared_task
 from celery.signals import worker_ready, worker_shutting_down
 from django.db import Error, transaction
 
+from connect_mailer import tallies
 from connect_mailer.conf import conf
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, PAUSE, WAKE, name_drain
@@ -48,6 +49,7 @@ def sweep() -> None:
     using = outbox.get_database()
     if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using):
         return
+    tallies.fold(using=using)
     # A wake-up that is pending may be lost, so it is not asked about here.
     if not leases.find_alive(PAUSE, name_drain(1), using=using) and outbox.is_due(using=using):
         _publish(deliver)

@@ -31,8 +31,10 @@ SEND: Final = "Send"
 REJECT: Final = "Reject"
 # What is recorded. Of the others, those that are known are taken in silence.
 WRITTEN: Final = frozenset({BOUNCE, COMPLAINT, DELIVERY, SEND, REJECT})
+OPEN: Final = "Open"
+CLICK: Final = "Click"
 SILENT: Final = frozenset(
-    {"Open", "Click", "Rendering Failure", "RenderingFailure", "DeliveryDelay", "Subscription"}
+    {OPEN, CLICK, "Rendering Failure", "RenderingFailure", "DeliveryDelay", "Subscription"}
 )
 
 PERMANENT: Final = "Permanent"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,15 +23,20 @@ from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
 from connect_mailer.feedback.sns import Notification
 from connect_mailer.models import (
+    MessageEvent,
     NotificationReceipt,
     OutgoingContent,
     OutgoingMessage,
     OutgoingRecipient,
+    Tally,
 )
+from connect_mailer.tallies import SIMULATOR_DOMAIN, count
 
 logger = logging.getLogger(__name__)
 
 _MAX_REASON: Final = 2000
+# Openings and clicks that are kept of one message: machines open mail over and over.
+_MAX_READINGS: Final = 50
 
 Status = OutgoingRecipient.Status
 # An event moves a recipient to the right only, whatever the order in which events come.
@@ -103,10 +109,14 @@ def settle(event: Event, *, using: str) -> None:
     Any event means that SES took the mail, so a row that is still being sent becomes sent
     even where the drain never learnt it; nothing that is known already is taken back.
     """
-    if event.kind not in events.WRITTEN:
+    is_read = event.kind in (events.OPEN, events.CLICK)
+    if event.kind not in events.WRITTEN and not is_read:
         return
     message = _find(event, using)
     if message is None:
+        return
+    if is_read:
+        _note_reading(message, event, using)
         return
     recipients = list(
         OutgoingRecipient.objects.using(using)
@@ -117,14 +127,17 @@ def settle(event: Event, *, using: str) -> None:
         if all(_RANKS[Status(r.status)] <= _RANKS[Status.SENT] for r in recipients):
             _settle_rejected(message, event, using)
         return
-    _settle_sent(message, event, using)
+    counted = Tally(stream=message.stream, sent=_settle_sent(message, event, using))
     known = {recipient.address for recipient in recipients}
+    queued = {recipient.pk for recipient in recipients if recipient.status == Status.QUEUED}
+    noted: list[MessageEvent] = []
     changes: dict[tuple[Status, str], set[str]] = {}
     for reported in event.recipients:
         status, reason = _describe_outcome(event, reported)
         address = events.find_addressee(reported.address, known)
         if address is not None:
             changes.setdefault((status, reason), set()).add(address)
+            noted.append(_note(message, event, reported, status, reason, address))
     changed: dict[int, OutgoingRecipient] = {}
     for (status, reason), about in [((Status.SENT, ""), known), *changes.items()]:
         for recipient in recipients:
@@ -136,6 +149,82 @@ def settle(event: Event, *, using: str) -> None:
         OutgoingRecipient.objects.using(using).bulk_update(
             list(changed.values()), ["status", "reason"]
         )
+    counted.written = sum(recipient.pk in queued for recipient in changed.values())
+    count([counted, *_count_outcomes(message, event, changed.values())], using=using)
+    if noted:
+        MessageEvent.objects.using(using).bulk_create(noted)
+
+
+def _count_outcomes(
+    message: OutgoingMessage, event: Event, changed: Iterable[OutgoingRecipient]
+) -> Iterator[Tally]:
+    """What the event means for the site's reputation: one sum, and one for each domain."""
+    name = {
+        Status.DELIVERED: "delivered",
+        Status.BOUNCED: "bounced" if event.type == events.PERMANENT else "soft_bounced",
+        Status.COMPLAINED: "complained",
+    }
+    domains: dict[str, Counter[str]] = {}
+    for recipient in changed:
+        domain = recipient.address.rpartition("@")[2]
+        status = Status(recipient.status)
+        if status in name and domain != SIMULATOR_DOMAIN:
+            domains.setdefault(domain, Counter())[name[status]] += 1
+    yield Tally(stream=message.stream, **sum(domains.values(), Counter[str]()))
+    for domain, counts in domains.items():
+        counts.pop("delivered", None)
+        yield Tally(stream=message.stream, domain=domain[:255], **counts)
+
+
+def _note(
+    message: OutgoingMessage,
+    event: Event,
+    reported: events.Recipient,
+    status: Status,
+    reason: str,
+    address: str,
+) -> MessageEvent:
+    """What happened to one recipient, for who looks at the message."""
+    kind = {
+        Status.DELIVERED: MessageEvent.Kind.DELIVERED,
+        Status.COMPLAINED: MessageEvent.Kind.COMPLAINED,
+        Status.SENT: MessageEvent.Kind.DELAYED,
+        Status.BOUNCED: (
+            MessageEvent.Kind.BOUNCED
+            if event.type == events.PERMANENT
+            else MessageEvent.Kind.SOFT_BOUNCED
+        ),
+    }[status]
+    if event.kind == events.DELIVERY:
+        reason = events.read_text(event.details.get("smtpResponse"), _MAX_REASON) or ""
+    elif event.kind == events.COMPLAINT and status == Status.DELIVERED:
+        reason = events.NOT_SPAM
+    elif status == Status.SENT:
+        reason = (reported.diagnostic_code or "")[:_MAX_REASON]
+    return MessageEvent(
+        message=message,
+        kind=kind,
+        address=address,
+        at=_make_time(event.happened_at) or timezone.now(),
+        detail=reason,
+    )
+
+
+def _note_reading(message: OutgoingMessage, event: Event, using: str) -> None:
+    """That it was opened, or a link followed: SES doesn't say by whom of several."""
+    noted = MessageEvent.objects.using(using).filter(
+        message=message, kind__in=[MessageEvent.Kind.OPENED, MessageEvent.Kind.CLICKED]
+    )
+    if noted.count() >= _MAX_READINGS:
+        return
+    link = events.read_text(event.details.get("link"), _MAX_REASON) or ""
+    noted.create(
+        message=message,
+        kind=(MessageEvent.Kind.OPENED if event.kind == events.OPEN else MessageEvent.Kind.CLICKED),
+        at=_make_time(event.happened_at) or timezone.now(),
+        # Without what comes after the path: it may be a secret of the reader's.
+        detail=link.partition("?")[0].partition("#")[0],
+    )
 
 
 def _find(event: Event, using: str) -> OutgoingMessage | None:
@@ -156,11 +245,12 @@ def _find(event: Event, using: str) -> OutgoingMessage | None:
     return next(by_tag, found[0] if found else None)
 
 
-def _settle_sent(message: OutgoingMessage, event: Event, using: str) -> None:
+def _settle_sent(message: OutgoingMessage, event: Event, using: str) -> bool:
+    """Make it sent; ``False``: it was."""
     if message.status == OutgoingMessage.Status.SENT:
-        return
+        return False
     if message.status == OutgoingMessage.Status.FAILED and message.ses_message_id:
-        return  # SES took it and rejected it afterwards
+        return False  # SES took it and rejected it afterwards
     now = timezone.now()
     message.status = OutgoingMessage.Status.SENT
     message.ses_message_id = message.ses_message_id or _cut_id(event)
@@ -171,6 +261,7 @@ def _settle_sent(message: OutgoingMessage, event: Event, using: str) -> None:
         OutgoingContent.objects.release(OutgoingMessage.objects.using(using).filter(pk=message.pk))
     _announce(signals.message_sent, message, using)
     logger.info("Message %s was sent, as an event of SES says: %s", message.pk, event.kind)
+    return True
 
 
 def _settle_rejected(message: OutgoingMessage, event: Event, using: str) -> None:
@@ -181,6 +272,13 @@ def _settle_rejected(message: OutgoingMessage, event: Event, using: str) -> None
     message.ses_message_id = message.ses_message_id or _cut_id(event)
     message.last_error = f"SES took it and then rejected it: {reason}"
     _finish(message, timezone.now(), using)
+    MessageEvent.objects.using(using).create(
+        message=message,
+        kind=MessageEvent.Kind.FAILED,
+        at=_make_time(event.happened_at) or timezone.now(),
+        detail=message.last_error,
+    )
+    count([Tally(stream=message.stream, failed=1)], using=using)
     _announce(signals.message_failed, message, using)
     logger.warning("Message %s was rejected by SES", message.pk)
 

@@ -41,6 +41,7 @@ from connect_mailer.models import (
     OutgoingContent,
     OutgoingMessage,
     OutgoingRecipient,
+    Tally,
 )
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.database_limiter import DatabaseLimiter
@@ -50,6 +51,7 @@ from connect_mailer.sending.ses import Envelope, SESClient
 from connect_mailer.sending.suppression import Candidate, Suppression
 from connect_mailer.sending.transport import Transport, get_transport
 from connect_mailer.sending.wakeups import HELP, PAUSE, WAKE, name_drain
+from connect_mailer.tallies import count
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class Slot:
 
     pk: int
     claim: UUID
+    stream: str
     attempts: int
     envelope: Envelope
     starts_at: float
@@ -431,6 +434,7 @@ class Drain:
                 Slot(
                     pk=row.pk,
                     claim=cast(UUID, row.claim),
+                    stream=row.stream,
                     attempts=row.attempts,
                     envelope=envelope,
                     starts_at=starts_at + used * reservation.interval_seconds,
@@ -544,7 +548,7 @@ class Drain:
         suppression = Suppression.load(
             recipient.address for of_row in recipients.values() for recipient in of_row
         )
-        suppressed = []
+        suppressed, counted = [], []
         for row in rows:
             of_row = recipients.get(row.pk, [])
             reasons = suppression.judge(
@@ -557,10 +561,12 @@ class Drain:
                     recipient.status = OutgoingRecipient.Status.SUPPRESSED
                     recipient.reason = reason
                     suppressed.append(recipient)
+                    counted.append(Tally(stream=row.stream, suppressed=1))
         if suppressed:
             OutgoingRecipient.objects.using(self._using).bulk_update(
                 suppressed, ["status", "reason"]
             )
+            count(counted, using=self._using)
         return recipients
 
     # Sending

@@ -20,14 +20,14 @@ def acquire(name: str, seconds: float, *, using: str, note: str = "") -> UUID | 
     leases = Lease.objects.using(using).filter(name=name)
     end = DatabaseNow() + timedelta(seconds=seconds)
     if leases.filter(expires_at__lte=DatabaseNow()).update(
-        holder=holder, expires_at=end, note=note
+        holder=holder, since=DatabaseNow(), expires_at=end, note=note
     ):
         return holder
     if leases.exists():
         return None
     try:
         with transaction.atomic(using=using):
-            leases.create(name=name, holder=holder, expires_at=end, note=note)
+            leases.create(name=name, holder=holder, since=DatabaseNow(), expires_at=end, note=note)
     except IntegrityError:  # another process was the first
         return None
     return holder

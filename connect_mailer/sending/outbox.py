@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 from django.db import connections, router, transaction
@@ -21,12 +21,15 @@ from connect_mailer import signals
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import (
     MAX_RECIPIENTS,
+    MessageEvent,
     NotificationReceipt,
     OutgoingContent,
     OutgoingMessage,
     OutgoingRecipient,
+    Tally,
 )
 from connect_mailer.sending.envelope import Draft
+from connect_mailer.tallies import count
 
 Status = OutgoingMessage.Status
 # Those of ended leases before those that come for the first time.
@@ -120,6 +123,13 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
             )
             for row, recipients in rows
             for recipient in recipients
+        )
+        count(
+            (
+                Tally(stream=row.stream, suppressed=sum(bool(one.reason) for one in recipients))
+                for row, recipients in rows
+            ),
+            using=using,
         )
     return messages
 
@@ -292,6 +302,8 @@ def _row_locks(using: str) -> AbstractContextManager[Any]:
 
 # Back: what became of it
 
+_R = TypeVar("_R", bound="Result")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -299,11 +311,12 @@ class Result:
 
     pk: int
     claim: UUID
+    stream: str
 
     @classmethod
     def of(cls, row: Any, **fields: Any) -> Self:
-        """The result of ``row``, or of anything else with its ``pk`` and ``claim``."""
-        return cls(pk=row.pk, claim=row.claim, **fields)
+        """The result of ``row``, or of anything else with its ``pk``, ``claim`` and ``stream``."""
+        return cls(pk=row.pk, claim=row.claim, stream=row.stream, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,9 +359,12 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
     sent = [result for result in results if isinstance(result, Sent)]
     ended = [result for result in results if isinstance(result, Ended)]
     rows = OutgoingMessage.objects.using(using)
+    tallies: list[Tally] = []
     with transaction.atomic(using=using):
-        if sent:
-            _settle_sent(sent, keep_bodies=keep_bodies, using=using)
+        tallies += [
+            _settle_sent(of_stream, stream, keep_bodies=keep_bodies, using=using)
+            for stream, of_stream in _by_stream(sent)
+        ]
         postponed = [result for result in results if isinstance(result, Postponed)]
         for at_once in (True, False):
             _update(
@@ -373,16 +389,21 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
             in_doubt=True,
             last_error=lambda result: Value(result.error[:_MAX_ERROR]),
         )
-        _update(
-            ended,
-            using,
-            status=lambda result: Value(result.status),
-            claim=None,
-            lane=None,
-            turn=None,
-            finished_at=DatabaseNow(),
-            last_error=lambda result: Value(result.error[:_MAX_ERROR]),
-        )
+        for stream, ended_ones in _by_stream(ended):
+            number = _update(
+                ended_ones,
+                using,
+                status=lambda result: Value(result.status),
+                claim=None,
+                lane=None,
+                turn=None,
+                finished_at=DatabaseNow(),
+                last_error=lambda result: Value(result.error[:_MAX_ERROR]),
+            )
+            suppressed = sum(result.status == Status.SUPPRESSED for result in ended_ones)
+            tallies.append(Tally(stream=stream, failed=max(number - suppressed, 0)))
+        count(tallies, using=using)
+        _note_events(results, using)
         pks = [result.pk for result in ended]
         _announce(signals.message_suppressed, rows.filter(pk__in=pks, status=Status.SUPPRESSED))
         _announce(
@@ -399,12 +420,38 @@ def _find_due(result: Postponed) -> Any:
     return DatabaseNow() + timedelta(seconds=seconds) if seconds else DatabaseNow()
 
 
-def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None:
+def _by_stream(results: Sequence[_R]) -> Iterator[tuple[str, list[_R]]]:
+    for stream in sorted({result.stream for result in results}):
+        yield stream, [result for result in results if result.stream == stream]
+
+
+def _note_events(results: Sequence[Result], using: str) -> None:
+    """Keep what a row's own columns forget with its next attempt."""
+    events = []
+    for result in results:
+        if isinstance(result, Postponed) and result.counts:
+            kind, detail = MessageEvent.Kind.POSTPONED, result.error
+        elif isinstance(result, Doubtful):
+            kind, detail = MessageEvent.Kind.DOUBT, result.error
+        elif isinstance(result, Ended) and result.error:
+            kind, detail = MessageEvent.Kind.FAILED, result.error
+        else:
+            continue
+        events.append(
+            MessageEvent(
+                message_id=result.pk, kind=kind, at=DatabaseNow(), detail=detail[:_MAX_ERROR]
+            )
+        )
+    if events:
+        MessageEvent.objects.using(using).bulk_create(events)
+
+
+def _settle_sent(sent: Sequence[Sent], stream: str, *, keep_bodies: bool, using: str) -> Tally:
     pks = [result.pk for result in sent]
     rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
     # Whose signal an event has not sent yet.
     _announce(signals.message_sent, rows.exclude(_SETTLED_BY_EVENT))
-    rows.exclude(_SETTLED_BY_EVENT).update(
+    number = rows.exclude(_SETTLED_BY_EVENT).update(
         status=Status.SENT,
         claim=None,
         lane=None,
@@ -415,22 +462,32 @@ def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None
         sent_at=DatabaseNow(),
         finished_at=DatabaseNow(),
     )
-    OutgoingRecipient.objects.using(using).filter(
+    recipients = OutgoingRecipient.objects.using(using).filter(
         message__in=pks, status=OutgoingRecipient.Status.QUEUED
-    ).update(status=OutgoingRecipient.Status.SENT)
+    )
+    # What an event has settled, it has counted.
+    written = recipients.update(status=OutgoingRecipient.Status.SENT)
     if not keep_bodies:
         OutgoingContent.objects.release(rows)
+    return Tally(stream=stream, sent=number, written=written)
 
 
-def _update(results: Sequence[Any], using: str, **changes: Any) -> None:
-    """One UPDATE for all results; a callable value is different for each of them."""
+def _update(results: Sequence[Any], using: str, **changes: Any) -> int:
+    """One UPDATE for all results; a callable value is different for each of them.
+
+    Returns how many rows it changed.
+    """
     if not results:
-        return
-    OutgoingMessage.objects.using(using).filter(
-        pk__in=[result.pk for result in results],
-        claim__in={result.claim for result in results},
-        status=Status.SENDING,
-    ).update(**{name: _choose(name, value, results) for name, value in changes.items()})
+        return 0
+    return (
+        OutgoingMessage.objects.using(using)
+        .filter(
+            pk__in=[result.pk for result in results],
+            claim__in={result.claim for result in results},
+            status=Status.SENDING,
+        )
+        .update(**{name: _choose(name, value, results) for name, value in changes.items()})
+    )
 
 
 def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:
