@@ -48,7 +48,10 @@ KEYS: Final = frozenset(
         "SES_ENDPOINT_URL",
         "SES_CONFIGURATION_SET",
         "SES_TENANT",
+        "SES_CONTACT_LIST",
         "UNSUBSCRIBE_BASE_URL",
+        "UNSUBSCRIBE_MAILTO",
+        "UNSUBSCRIBE_SPLIT",
         "MAILING_LISTS",
         "KEEP_DAYS",
         "KEEP_BODIES_DAYS",
@@ -60,6 +63,15 @@ CONNECT_TIMEOUT_SECONDS: Final = 3.0
 READ_TIMEOUT_SECONDS: Final = 10.0
 # Both, and a little.
 CALL_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
+
+# Characters in the name of a mailing list: what its column holds.
+MAX_LIST_LENGTH: Final = 100
+
+# Source: SES developer guide, "Manual DKIM signing": headers that SES writes itself.
+NEVER_SIGNED: Final = frozenset({"message-id", "date", "return-path", "bounces-to"})
+
+# An address that needs no escaping in a URL.
+_MAILTO: Final = re.compile(r"[A-Za-z0-9!$'*+/=_~.-]+@[A-Za-z0-9.-]+", re.ASCII)
 
 _MISSING: Final = object()
 _PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -84,6 +96,17 @@ class SESOptions:
     session_token: str | None = field(repr=False)
     configuration_set: str | None
     tenant: str | None
+    contact_list: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKIMOptions:
+    """How the app signs mail itself."""
+
+    domain: str
+    selector: str
+    private_key: str = field(repr=False)
+    headers: tuple[str, ...]
 
 
 class Conf:
@@ -218,6 +241,7 @@ class Conf:
             session_token=getattr(settings, "AWS_SESSION_TOKEN", None),
             configuration_set=self._text("SES_CONFIGURATION_SET"),
             tenant=self._text("SES_TENANT"),
+            contact_list=self._text("SES_CONTACT_LIST"),
         )
 
     # What is kept
@@ -252,9 +276,58 @@ class Conf:
     def mailing_lists(self) -> Mapping[str, str]:
         """Names of the lists that readers may leave one by one, and their titles."""
         value = self._get("MAILING_LISTS", {})
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise _wrong("MAILING_LISTS", value, "a dict such as {'digest': 'Weekly digest'}")
+        if not isinstance(value, Mapping) or not all(
+            isinstance(name, str) and 0 < len(name) <= MAX_LIST_LENGTH for name in value
+        ):
+            raise _wrong(
+                "MAILING_LISTS",
+                value,
+                "a dict such as {'digest': 'Weekly digest'}, with names of at most",
+                f"{MAX_LIST_LENGTH} characters",
+            )
         return value
+
+    @property
+    def unsubscribe_mailto(self) -> str:
+        """Address that takes opt-outs by mail; empty: none."""
+        value = self._text("UNSUBSCRIBE_MAILTO") or ""
+        if value and not _MAILTO.fullmatch(value):
+            raise _wrong("UNSUBSCRIBE_MAILTO", value, "an address such as 'leave@example.com'")
+        return value
+
+    @property
+    def unsubscribe_split(self) -> bool:
+        """Whether mail to several recipients becomes an envelope for each of them."""
+        value = self._get("UNSUBSCRIBE_SPLIT", False)
+        if not isinstance(value, bool):
+            raise _wrong("UNSUBSCRIBE_SPLIT", value, "True or False")
+        return value
+
+    @property
+    def email_secret_key(self) -> str:
+        """``EMAIL_SECRET_KEY``, which signed the links of Connect; empty: none are taken."""
+        return str(self.legacy("EMAIL_SECRET_KEY") or "")
+
+    @property
+    def dkim(self) -> DKIMOptions | None:
+        """``DKIM_*``: how the app signs mail itself; ``None``: it doesn't, so SES does."""
+        domain, key = self.legacy("DKIM_DOMAIN"), self.legacy("DKIM_PRIVATE_KEY")
+        if not domain or not key:
+            return None
+        headers = self.legacy("DKIM_HEADERS") or ("From", "To", "Cc", "Subject")
+        entries = headers.split(",") if isinstance(headers, str) else headers
+        names = tuple(str(name).strip() for name in entries)
+        if unsigned := [name for name in names if name.lower() in NEVER_SIGNED]:
+            raise ConfigurationError(
+                f"DKIM_HEADERS has {unsigned}, which SES writes itself after the signature: no "
+                "reader's server would believe it. Leave them out."
+            )
+        return DKIMOptions(
+            domain=str(domain),
+            selector=str(self.legacy("DKIM_SELECTOR") or "ses"),
+            private_key=key.decode() if isinstance(key, bytes) else str(key),
+            headers=names,
+        )
 
     # Feedback
 

@@ -10,11 +10,12 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import IntegrityError, models, router, transaction
 from django.db.models.functions import Lower
+from django.dispatch import Signal
 from django.utils.translation import gettext_lazy as _
 
-from connect_mailer import addresses
+from connect_mailer import addresses, signals
 from connect_mailer.exceptions import InvalidAddress
 
 # Recipients that one call to SES may have.
@@ -84,6 +85,68 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
                 **fields,
             },
         )
+
+    def opt_out(self, address: str, mailing_list: str = "") -> bool:
+        """Write down that a reader opted out, of one list or (blank) of all mail.
+
+        One query and one insert, whoever else does the same at that moment. Sends
+        ``unsubscribed`` where it is new, which is returned.
+
+        Raises:
+            InvalidAddress: ``address`` is none.
+        """
+        key = addresses.normalise(address)
+        using = router.db_for_write(self.model)
+        row = self.model(
+            address=key,
+            source=self.model.Source.USER,
+            mailing_list=mailing_list,
+            user_id=find_user_ids([key]).get(key),
+        )
+        try:
+            # In a transaction of its own, since the caller's has to survive the second time.
+            with transaction.atomic(using=using):
+                row.save(using=using, force_insert=True)
+        except IntegrityError:
+            rows = self.using(using).filter(address=key, source=row.source)
+            if not rows.filter(mailing_list=mailing_list).exists():
+                raise
+            return False
+        _announce(signals.unsubscribed, [row], using)
+        return True
+
+    def come_back(self, address: str, mailing_list: str = "") -> bool:
+        """Take back what ``opt_out`` did with the same arguments; return whether there was any.
+
+        Rows of other sources stay: who bounced or complained is not written to, whatever a
+        link says. Sends ``resubscribed``.
+
+        Raises:
+            InvalidAddress: ``address`` is none.
+        """
+        return self._lift(address, mailing_list=mailing_list) > 0
+
+    def welcome_back(self, address: str) -> int:
+        """Forget every opt-out of a reader who registers again; return how many there were.
+
+        Rows of other sources stay, as for ``come_back``. Sends ``resubscribed`` for each.
+
+        Raises:
+            InvalidAddress: ``address`` is none.
+        """
+        return self._lift(address)
+
+    def _lift(self, address: str, **which: str) -> int:
+        using = router.db_for_write(self.model)
+        rows = list(
+            self.using(using).filter(
+                address=addresses.normalise(address), source=self.model.Source.USER, **which
+            )
+        )
+        if rows:
+            self.using(using).filter(pk__in=[row.pk for row in rows]).delete()
+            _announce(signals.resubscribed, rows, using)
+        return len(rows)
 
 
 class Unsubscribe(models.Model):
@@ -447,3 +510,13 @@ def find_user_ids(keys: Collection[str]) -> dict[str, Any]:
         except InvalidAddress:
             continue
     return found
+
+
+def _announce(signal: Signal, rows: Collection[Unsubscribe], using: str) -> None:
+    def send() -> None:
+        for row in rows:
+            signal.send_robust(
+                sender=Unsubscribe, address=row.address, mailing_list=row.mailing_list
+            )
+
+    transaction.on_commit(send, using=using, robust=True)

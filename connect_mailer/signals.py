@@ -1,4 +1,6 @@
-"""Signals of the outbox. Each is sent robustly, after commit, with ``message=`` the row.
+"""Signals, each sent robustly, after commit.
+
+Of the outbox, with ``message=`` the row; the sender is the class ``OutgoingMessage``:
 
 ``message_sent``
     The transport took an ``OutgoingMessage``.
@@ -7,7 +9,14 @@
 ``message_suppressed``
     Nobody was left to write to, when queued or when sent.
 
-The sender is the class ``OutgoingMessage``.
+Of readers, with ``address=`` (normalised) and ``mailing_list=`` (blank: all mail); the sender
+is the class ``Unsubscribe``:
+
+``unsubscribed``
+    A reader opted out, who had not before.
+``resubscribed``
+    An opt-out was taken back, by the reader or because she registered again. Another reason
+    not to write to her (a bounce, a complaint) may still be there.
 """
 
 from __future__ import annotations
@@ -17,3 +26,5 @@ from django.dispatch import Signal
 message_sent = Signal()
 message_failed = Signal()
 message_suppressed = Signal()
+unsubscribed = Signal()
+resubscribed = Signal()

@@ -12,5 +12,9 @@ from connect_mailer.optout import views as optout
 
 urlpatterns = [
     path("bouncy/", endpoint, name="bouncy"),
+    # Of one name, as Connect had the first: reverse() tells them apart by the token.
+    path("unsubscribe/", optout.unsubscribe_by_old_link, name="unsubscribe"),
+    path("unsubscribe/thanks/", optout.thanks, name="unsubscribe_thanks"),
     path("unsubscribe/<str:token>/", optout.unsubscribe, name="unsubscribe"),
+    path("unsubscribe/<str:token>/undo/", optout.subscribe_again, name="unsubscribe_undo"),
 ]

@@ -11,7 +11,15 @@ from connect_mailer.optout import views
     ("path", "name", "kwargs", "view"),
     [
         ("/mail/bouncy/", "bouncy", {}, webhook.endpoint),
+        ("/mail/unsubscribe/", "unsubscribe", {}, views.unsubscribe_by_old_link),
+        ("/mail/unsubscribe/thanks/", "unsubscribe_thanks", {}, views.thanks),
         ("/mail/unsubscribe/a.b/", "unsubscribe", {"token": "a.b"}, views.unsubscribe),
+        (
+            "/mail/unsubscribe/a.b/undo/",
+            "unsubscribe_undo",
+            {"token": "a.b"},
+            views.subscribe_again,
+        ),
     ],
 )
 def test_where_the_pages_are(path, name, kwargs, view):

@@ -14,6 +14,9 @@ from connect_mailer.conf import conf
 from connect_mailer.exceptions import ConfigurationError
 from connect_mailer.optout.tokens import make_token
 
+# What a line holds beside the name of the header (RFC 5322 section 2.1.1: 998 in all).
+_MAX_LINKS = 970
+
 
 def unsubscribe_url(address: str, mailing_list: str = "") -> str:
     """Return the link under which ``address`` leaves ``mailing_list`` (blank: all mail).
@@ -31,18 +34,25 @@ def unsubscribe_url(address: str, mailing_list: str = "") -> str:
 def for_recipient(address: str, mailing_list: str = "") -> dict[str, str]:
     """Return the headers that let the one recipient of a message opt out in her mail client.
 
-    Empty where the site has no base URL. A link is longer than a line of a header should be:
-    write it unfolded, or mail clients will not find it.
+    Empty where the site has neither a base URL nor an address for it. A link is longer than a
+    line of a header should be: write it unfolded, or mail clients will not find it.
 
     Raises: as ``unsubscribe_url``.
     """
-    url = unsubscribe_url(address, mailing_list)
-    if not url:
+    url, mailto = unsubscribe_url(address, mailing_list), conf.unsubscribe_mailto
+    # The best first (RFC 2369 section 2). A sender can be forged, so the subject says, signed,
+    # who opts out.
+    links = [f"<{url}>"] if url else []
+    if mailto:
+        links.append(f"<mailto:{mailto}?subject={make_token(address, mailing_list)}>")
+    if sum(map(len, links)) > _MAX_LINKS:
+        links.pop()
+    if not links:
         return {}
-    return {
-        "List-Unsubscribe": f"<{url}>",
-        "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
-    }
+    headers = {"List-Unsubscribe": ", ".join(links)}
+    if url:
+        headers["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
+    return headers
 
 
 def _path(token: str) -> str:

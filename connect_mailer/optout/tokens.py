@@ -8,17 +8,24 @@ sight in logs and histories; whoever has the link can decode it, and opting that
 is all that the link can do.
 
 Guesses need no rate limit: a guess is right once in 2**256, and what it wins is an opt-out.
+
+The links of Connect, ``?email=…&code=…``, are read as well: they are in old mail.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from django.core.signing import BadSignature, Signer
+from django.utils.crypto import constant_time_compare
 
 from connect_mailer import addresses
-from connect_mailer.exceptions import InvalidToken
+from connect_mailer.conf import conf
+from connect_mailer.exceptions import InvalidAddress, InvalidToken
 
 VERSION: Final = 1
 
@@ -56,6 +63,32 @@ def read_token(token: str) -> OptOut:
         raise InvalidToken(f"the unsubscribe link has the unknown version {version!r}")
     address, mailing_list = fields
     return OptOut(address=address, mailing_list=mailing_list)
+
+
+def read_old_link(email: str, code: str) -> str:
+    """Return whom a link of Connect opts out: ``email``, normalised, if ``code`` is of it.
+
+    Raises:
+        InvalidToken: it is not, or ``EMAIL_SECRET_KEY`` is not set.
+
+    Source: Connect's ``unsubscribe_url``, which did not escape the address: a plus in it is
+    decoded as a space.
+    """
+    secret = conf.email_secret_key
+    if secret:
+        for address in (email, email.replace(" ", "+")):
+            if constant_time_compare(code, make_old_code(address, secret)):
+                try:
+                    return addresses.normalise(address)
+                except InvalidAddress:
+                    continue
+    raise InvalidToken("the old unsubscribe link was not written by this site")
+
+
+def make_old_code(email: str, secret: str) -> str:
+    """Return the code that Connect put into its links beside the address."""
+    digest = hashlib.sha256((secret + email.lower()).encode()).digest()
+    return re.sub(r"[^A-Za-z0-9_-]", "", base64.b64encode(digest).decode("ascii"))
 
 
 def _signer() -> Signer:

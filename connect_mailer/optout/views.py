@@ -1,8 +1,9 @@
 """The pages behind an unsubscribe link, for readers and for their mail providers.
 
-GET shows a question and changes nothing, because scanners follow links. POST opts out, at
+GET and HEAD show what is and change nothing, because scanners follow links. POST opts out, at
 once: it comes from the button on that page, or straight from a mail provider, which has
-neither login nor cookie nor CSRF token and sends a body that needn't be read.
+neither login nor cookie nor CSRF token and sends a body that needn't be read. Which list, or
+all mail, is in the token, so each button is a form without fields that has a link of its own.
 
 Source: RFC 8058 sections 3.1 (the POST has no context, the answer may not redirect) and 3.2
 (the body is ``List-Unsubscribe=One-Click``, urlencoded or multipart).
@@ -13,6 +14,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
@@ -25,38 +29,83 @@ from django.views.decorators.csrf import csrf_exempt
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import InvalidToken
 from connect_mailer.models import Unsubscribe
-from connect_mailer.optout.tokens import read_token
+from connect_mailer.optout.preferences import Preferences
+from connect_mailer.optout.tokens import OptOut, read_old_link, read_token
 
 logger = logging.getLogger(__name__)
 
+_View = Callable[..., HttpResponse]
 
-@login_not_required
-@csrf_exempt
-@never_cache
+
+def _page_for_all(view: _View) -> _View:
+    """For readers without a login and for providers without a token; kept in no cache."""
+
+    @login_not_required
+    @csrf_exempt
+    @never_cache
+    @wraps(view)
+    def answer(request: HttpRequest, **kwargs: Any) -> HttpResponse:
+        if request.method not in ("GET", "HEAD", "POST"):
+            return HttpResponseNotAllowed(["GET", "HEAD", "POST"])
+        try:
+            return view(request, **kwargs)
+        except InvalidToken:
+            return _render(request, "unsubscribe_invalid", status=404)
+
+    return answer
+
+
+@_page_for_all
 def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
-    """Ask (GET, HEAD) or opt out (POST)."""
-    if request.method not in ("GET", "HEAD", "POST"):
-        return HttpResponseNotAllowed(["GET", "HEAD", "POST"])
-    try:
-        optout = read_token(token)
-    except InvalidToken:
-        return _page(request, "unsubscribe_invalid", status=404)
+    """Ask, and show what one is subscribed to (GET, HEAD), or opt out (POST)."""
+    return _ask_or_opt_out(request, read_token(token))
+
+
+@_page_for_all
+def unsubscribe_by_old_link(request: HttpRequest) -> HttpResponse:
+    """The same for the links of Connect, ``?email=…&code=…``: from all mail."""
+    address = read_old_link(request.GET.get("email", ""), request.GET.get("code", ""))
+    return _ask_or_opt_out(request, OptOut(address=address, mailing_list=""))
+
+
+@_page_for_all
+def subscribe_again(request: HttpRequest, token: str) -> HttpResponse:
+    """Take an opt-out back (POST). GET and HEAD show what one is subscribed to."""
+    optout = read_token(token)
     if request.method != "POST":
-        return _page(request, "unsubscribe_confirm", optout=optout)
-    row, created = Unsubscribe.objects.suppress(
-        optout.address, Unsubscribe.Source.USER, optout.mailing_list
-    )
-    logger.info(
-        "unsubscribe %s: %s opted out%s of %s",
-        row.pk,
-        conf.hash_address(optout.address),
-        "" if created else " again",
-        repr(optout.mailing_list) if optout.mailing_list else "all mail",
-    )
-    return _page(request, "unsubscribe_done", optout=optout)
+        return _show(request, "unsubscribe_confirm", optout)
+    if Unsubscribe.objects.come_back(optout.address, optout.mailing_list):
+        _log("came back to", optout)
+    return _show(request, "unsubscribe_back", optout)
 
 
-def _page(request: HttpRequest, name: str, *, status: int = 200, **context: object) -> HttpResponse:
+@_page_for_all
+def thanks(request: HttpRequest) -> HttpResponse:
+    """Say that it is done. Nothing here leads to it; sites and old pages know its name."""
+    return _render(request, "unsubscribe_thanks")
+
+
+def _ask_or_opt_out(request: HttpRequest, optout: OptOut) -> HttpResponse:
+    if request.method != "POST":
+        return _show(request, "unsubscribe_confirm", optout)
+    is_new = Unsubscribe.objects.opt_out(optout.address, optout.mailing_list)
+    _log("opted out of" if is_new else "opted out again of", optout)
+    # What is known without asking: the provider's request is worth one query and one insert.
+    return _render(request, "unsubscribe_done", preferences=Preferences.after(optout))
+
+
+def _show(request: HttpRequest, name: str, optout: OptOut) -> HttpResponse:
+    return _render(request, name, preferences=Preferences.load(optout))
+
+
+def _log(what: str, optout: OptOut) -> None:
+    which = repr(optout.mailing_list) if optout.mailing_list else "all mail"
+    logger.info("%s %s %s", conf.hash_address(optout.address), what, which)
+
+
+def _render(
+    request: HttpRequest, name: str, *, status: int = 200, **context: object
+) -> HttpResponse:
     style = render_to_string("connect_mailer/pages.css")
     # A LocaleMiddleware has decided already; without one, readers still have a language.
     language = getattr(request, "LANGUAGE_CODE", None) or translation.get_language_from_request(

@@ -60,6 +60,36 @@ def test_nothing_without_a_base_url():
     assert unsubscribe_url("ada@example.com") == ""
 
 
+MAILTO = {"UNSUBSCRIBE_MAILTO": "leave+us@example.com"}
+
+
+@override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": "https://www.example.com", **MAILTO})
+def test_by_mail_too():
+    headers = for_recipient("ada@example.com", "digest")
+    url, mailto = headers["List-Unsubscribe"].split(", ")
+    assert url == f"<{unsubscribe_url('ada@example.com', 'digest')}>"
+    token = make_token("ada@example.com", "digest")
+    assert mailto == f"<mailto:leave+us@example.com?subject={token}>"
+    assert headers["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    # The best comes first, and the second only where there is room.
+    longest = for_recipient("x" * 64 + "@" + ".".join(["y" * 61] * 3) + ".ee", "a" * 100)
+    assert longest["List-Unsubscribe"].startswith("<https:")
+    assert len(f"List-Unsubscribe: {longest['List-Unsubscribe']}") <= 998
+
+
+@override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": "", **MAILTO})
+def test_one_click_needs_a_page():
+    headers = for_recipient("ada@example.com")
+    assert list(headers) == ["List-Unsubscribe"]
+    assert headers["List-Unsubscribe"].startswith("<mailto:")
+
+
+@override_settings(CONNECT_MAILER={"UNSUBSCRIBE_MAILTO": "Leave <leave@example.com>"})
+def test_an_address_that_is_no_address():
+    with pytest.raises(ConfigurationError, match="UNSUBSCRIBE_MAILTO"):
+        for_recipient("ada@example.com")
+
+
 @override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": "https://other.example/"})
 def test_the_base_url_is_the_settings():
     assert unsubscribe_url("ada@example.com").startswith("https://other.example/mail/unsub")

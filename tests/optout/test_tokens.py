@@ -8,7 +8,7 @@ from django.core.signing import Signer
 from django.test import override_settings
 
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidToken
-from connect_mailer.optout.tokens import OptOut, make_token, read_token
+from connect_mailer.optout.tokens import OptOut, make_old_code, make_token, read_token
 
 # Written once, under this key: as long as it can be read, so can the links in old mail.
 GOLDEN_KEY = "the key of the golden token"
@@ -112,3 +112,13 @@ def test_a_version_from_the_future_is_refused():
 def test_no_token_for_what_is_no_address():
     with pytest.raises(InvalidAddress):
         make_token("not an address")
+
+
+def test_the_code_of_connect():
+    golden = "rZcuhUQRHhFRmadUpEA8IFvSQuo0MSmJwQ9HzkNF03I"
+    assert make_old_code("test@test.com", "abcd") == golden
+    assert make_old_code("TEST@test.com", "abcd") == golden
+    # Base64 has characters that a link can't: they were left out.
+    codes = [make_old_code(f"{number}@example.com", "abcd") for number in range(50)]
+    assert min(map(len, codes)) < 43
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", code) for code in codes)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -12,10 +13,11 @@ from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import translation
+from django.utils.translation import gettext_lazy
 
 from connect_mailer.conf import conf
 from connect_mailer.models import Unsubscribe
-from connect_mailer.optout.tokens import make_token
+from connect_mailer.optout.tokens import make_old_code, make_token
 
 pytestmark = pytest.mark.django_db
 
@@ -34,6 +36,15 @@ def _title(response):
     return re.search("<title>(.*?)</title>", response.content.decode(), re.DOTALL)[1]
 
 
+def _buttons(page):
+    """Where each button of a page posts to, by what is written on it."""
+    forms = re.findall(
+        '<form method="post" action="(.*?)">\\s*<button[^>]*>(.*?)</button>\\s*</form>', page
+    )
+    assert len(forms) == page.count("<form") == page.count("<button")
+    return {label: action for action, label in forms}
+
+
 def _text(response):
     return " ".join(
         re.sub(
@@ -46,23 +57,22 @@ def _text(response):
 
 
 @pytest.mark.parametrize("method", ["get", "head"])
-def test_looking_changes_nothing_and_asks_the_database_nothing(method, client):
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
-        response = getattr(client, method)(_url())
+@pytest.mark.parametrize("path", ["", "undo/"])
+def test_looking_changes_nothing(path, method, client, django_assert_num_queries):
+    Unsubscribe.objects.create(address=ADDRESS, source="user", mailing_list="other")
+    with django_assert_num_queries(1) as queries:
+        response = getattr(client, method)(_url() + path)
     assert response.status_code == 200
-    assert not queries.captured_queries
-    assert not _rows()
+    assert queries.captured_queries[0]["sql"].startswith("SELECT")
+    assert _rows() == [(ADDRESS, "user", "other")]
 
 
 def test_the_page_asks_and_its_button_opts_out(client):
     page = client.get(_url()).content.decode()
-    form = re.search('<form method="post">.*</form>', page, re.DOTALL)[0]
-    fields = dict(re.findall('name="(.*?)" value="(.*?)"', form))
-    assert fields == {"List-Unsubscribe": "One-Click"}
-    assert "ada+news@example.com" in page
-    client.post(_url(), fields)
+    assert ADDRESS in page
+    assert _buttons(page) == {"Unsubscribe": _url()}
+    assert "<input" not in page
+    client.post(_buttons(page)["Unsubscribe"])
     assert _rows() == [(ADDRESS, "user", "")]
 
 
@@ -75,6 +85,7 @@ def test_the_page_asks_and_its_button_opts_out(client):
         (b"", ""),
         (b"List-Unsubscribe=One-Click", "application/x-www-form-urlencoded"),
         (encode_multipart(BOUNDARY, {"List-Unsubscribe": "One-Click"}), MULTIPART_CONTENT),
+        (b"scope=all&undo=1", "application/x-www-form-urlencoded"),
         (b"--x\r\nbroken", "multipart/form-data; boundary=x"),
         (b"\xff\xfe{", "application/json; charset=no-such"),
         (b"List-Unsubscribe=One-Click" * 200_000, "application/x-www-form-urlencoded"),
@@ -113,16 +124,20 @@ def test_the_user_who_has_the_address_is_linked(client):
     assert Unsubscribe.objects.get().user == ada
 
 
-def test_it_costs_one_insert(client):
+@pytest.mark.parametrize("mailing_list", ["", "digest"])
+def test_it_costs_one_query_and_one_insert(mailing_list, client, settings):
+    settings.CONNECT_MAILER = {"MAILING_LISTS": {"digest": "Weekly digest", "news": "News"}}
+    for _ in range(2):
+        with CaptureQueriesContext(connection) as queries:
+            response = client.post(_url(mailing_list))
+        assert response.status_code == 200
+        statements = [query["sql"].split()[0] for query in queries]
+        assert not {"UPDATE", "DELETE"} & set(statements)
+        assert statements.count("INSERT") == 1
     with CaptureQueriesContext(connection) as queries:
-        client.post(_url())
+        client.post(_url(mailing_list, "bob@example.com"))
     statements = [query["sql"].split()[0] for query in queries]
-    assert statements.count("INSERT") == 1
-    assert statements.count("SELECT") <= 2
-    assert not {"UPDATE", "DELETE"} & set(statements)
-    with CaptureQueriesContext(connection) as queries:
-        client.post(_url())
-    assert "INSERT" not in [query["sql"].split()[0] for query in queries]
+    assert [word for word in statements if word in ("SELECT", "INSERT")] == ["SELECT", "INSERT"]
 
 
 @pytest.mark.parametrize("method", ["put", "patch", "delete", "options", "trace"])
@@ -208,6 +223,149 @@ def test_what_a_link_carries_is_escaped(client):
     page = client.get(_url("<script>alert(1)</script>")).content.decode()
     assert "&lt;script&gt;" in page
     assert "<script" not in page
+
+
+# Undo, and what one is subscribed to
+
+
+LISTS = {"digest": "Weekly digest", "news": gettext_lazy("Unsubscribe")}
+
+
+@pytest.fixture
+def lists(settings):
+    settings.CONNECT_MAILER = {"MAILING_LISTS": LISTS}
+
+
+def test_undo_at_once(client):
+    done = client.post(_url()).content.decode()
+    assert _buttons(done) == {"Undo": _url() + "undo/"}
+    back = client.post(_buttons(done)["Undo"])
+    assert "Welcome back" in _text(back)
+    assert not _rows()
+    assert client.post(_url() + "undo/").status_code == 200  # twice is once
+
+
+@pytest.mark.parametrize("source", ["bounce", "complaint", "manual"])
+def test_only_an_opt_out_can_be_taken_back(source, client):
+    Unsubscribe.objects.create(address=ADDRESS, source=source)
+    client.post(_url())
+    back = client.post(_url() + "undo/")
+    assert _rows() == [(ADDRESS, source, "")]
+    assert "Mail is still stopped" in _text(back)
+    assert "Only the site can change that" in _text(client.get(_url()))
+
+
+def test_undo_needs_a_link_of_this_site(client):
+    Unsubscribe.objects.create(address=ADDRESS, source="user")
+    assert client.post("/mail/unsubscribe/a.b/undo/").status_code == 404
+    assert _rows()
+
+
+def test_who_is_out_may_come_back(client):
+    client.post(_url())
+    page = client.get(_url()).content.decode()
+    assert _buttons(page) == {"Subscribe again": _url() + "undo/"}
+
+
+@pytest.mark.usefixtures("lists")
+def test_this_list_or_everything(client):
+    page = client.get(_url("digest")).content.decode()
+    buttons = _buttons(page)
+    assert buttons["Unsubscribe from this list"] == _url("digest")
+    assert buttons["Unsubscribe from everything"] == _url()
+    client.post(buttons["Unsubscribe from everything"])
+    assert _rows() == [(ADDRESS, "user", "")]
+    # All is left: there is nothing to choose but to come back.
+    page = client.get(_url("digest")).content.decode()
+    assert _buttons(page) == {"Subscribe again": _url() + "undo/"}
+
+
+@pytest.mark.usefixtures("lists")
+def test_what_one_is_subscribed_to(client):
+    client.post(_url("digest"))
+    for link in (_url("digest"), _url()):
+        page = client.get(link, headers={"accept-language": "de"})
+        assert "Weekly digest nicht angemeldet Wieder anmelden" in _text(page)
+        assert "Abmelden angemeldet Abmelden" in _text(page)  # a title that is translated
+        assert _url("digest") + "undo/" in _buttons(page.content.decode()).values()
+        assert _url("news") in _buttons(page.content.decode()).values()
+
+
+@pytest.mark.usefixtures("lists")
+def test_to_come_back_to_a_list_is_not_to_everything(client):
+    client.post(_url("digest"))
+    client.post(_url())
+    back = client.post(_url("digest") + "undo/")
+    assert _rows() == [(ADDRESS, "user", "")]
+    assert "still unsubscribed from everything" in _text(back)
+    assert "Welcome back" in _text(client.post(_url() + "undo/"))
+
+
+def test_thanks(client):
+    for response in (client.get(reverse("unsubscribe_thanks")), client.post("/mail/unsubscribe/")):
+        assert response["Referrer-Policy"] == "no-referrer"
+    assert "You are unsubscribed" in _text(client.get(reverse("unsubscribe_thanks")))
+
+
+# The links of Connect
+
+CODE = "rZcuhUQRHhFRmadUpEA8IFvSQuo0MSmJwQ9HzkNF03I"  # of abcd and test@test.com
+
+
+@pytest.fixture
+def _secret(settings):
+    settings.EMAIL_SECRET_KEY = "abcd"
+
+
+@pytest.mark.usefixtures("_secret")
+@pytest.mark.parametrize("email", ["test@test.com", "Test@Test.com"])
+def test_an_old_link(email, client):
+    link = f"{reverse('unsubscribe')}?{urlencode({'email': email, 'code': CODE})}"
+    asked = client.get(link)
+    assert asked.status_code == client.head(link).status_code == 200
+    assert not _rows()
+    # From here on the address is in no URL any more.
+    assert _buttons(asked.content.decode()) == {"Unsubscribe": _url(address="test@test.com")}
+    assert client.post(link).status_code == 200
+    assert _rows() == [("test@test.com", "user", "")]
+
+
+@pytest.mark.usefixtures("_secret")
+def test_an_old_link_from_before_the_plus_was_escaped(client):
+    code = make_old_code("Ada+News@example.com", "abcd")
+    for written in ("Ada+News@example.com", "Ada%2BNews@example.com"):
+        assert client.get(f"/mail/unsubscribe/?email={written}&code={code}").status_code == 200
+    client.post(f"/mail/unsubscribe/?email=Ada+News@example.com&code={code}")
+    assert _rows() == [(ADDRESS, "user", "")]
+
+
+@pytest.mark.usefixtures("_secret")
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?email=test@test.com",
+        f"?code={CODE}",
+        f"?email=other@test.com&code={CODE}",
+        f"?email=test@test.com&code={CODE[:-1]}",
+        f"?email=test@test.com&code={CODE}%C3%A9",
+        f"?email=not+an+address&code={make_old_code('not an address', 'abcd')}",
+    ],
+)
+def test_a_wrong_or_missing_code(query, method, client):
+    response = getattr(client, method)(f"/mail/unsubscribe/{query}")
+    assert response.status_code == 404
+    assert "This link does not work" in _text(response)
+    assert not _rows()
+
+
+def test_no_old_link_without_the_key(client, settings, monkeypatch):
+    monkeypatch.delenv("EMAIL_SECRET_KEY", raising=False)
+    code = make_old_code("test@test.com", "")
+    assert client.get(f"/mail/unsubscribe/?email=test@test.com&code={code}").status_code == 404
+    monkeypatch.setenv("EMAIL_SECRET_KEY", "abcd")
+    assert client.get(f"/mail/unsubscribe/?email=test@test.com&code={CODE}").status_code == 200
 
 
 # For readers
