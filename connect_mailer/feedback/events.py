@@ -29,12 +29,13 @@ COMPLAINT: Final = "Complaint"
 DELIVERY: Final = "Delivery"
 SEND: Final = "Send"
 REJECT: Final = "Reject"
+SUBSCRIPTION: Final = "Subscription"
 # What is recorded. Of the others, those that are known are taken in silence.
 WRITTEN: Final = frozenset({BOUNCE, COMPLAINT, DELIVERY, SEND, REJECT})
 OPEN: Final = "Open"
 CLICK: Final = "Click"
 SILENT: Final = frozenset(
-    {OPEN, CLICK, "Rendering Failure", "RenderingFailure", "DeliveryDelay", "Subscription"}
+    {OPEN, CLICK, "Rendering Failure", "RenderingFailure", "DeliveryDelay", SUBSCRIPTION}
 )
 
 PERMANENT: Final = "Permanent"
@@ -139,6 +140,36 @@ def read_address(value: object) -> str | None:
         return addresses.normalise(text)
     except InvalidAddress:
         return None
+
+
+def read_choices(event: Event) -> dict[str, bool]:
+    """What a reader chose on SES's own page: whether she left a topic, by name (blank: all).
+
+    SES tells the whole of what she gets, before and after: what she left counts in any case,
+    what she gets only where she had left it.
+
+    Source: "Contents of event data…", the subscription object.
+    """
+    after, before = (
+        _read_left(event.details.get(name))
+        for name in ("newTopicPreferences", "oldTopicPreferences")
+    )
+    return dict.fromkeys(after, True) | dict.fromkeys(before - after, False)
+
+
+def _read_left(preferences: object) -> set[str]:
+    if not isinstance(preferences, Mapping):
+        return set()
+    topics = preferences.get("topicSubscriptionStatus")
+    left = {
+        name
+        for topic in (topics if isinstance(topics, list) else ())
+        if isinstance(topic, Mapping) and topic.get("subscriptionStatus") == "OptOut"
+        if (name := read_text(topic.get("topicName")))
+    }
+    if preferences.get("unsubscribeAll") is True:
+        left.add("")
+    return left
 
 
 def read_text(value: object, max_length: int | None = None) -> str | None:

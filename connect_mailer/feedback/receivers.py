@@ -15,8 +15,9 @@ from typing import Any
 
 from django.apps import apps
 
-from connect_mailer.conf import conf
+from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.feedback import events
+from connect_mailer.feedback.events import Event
 from connect_mailer.models import OutgoingRecipient, Unsubscribe, find_user_ids
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,29 @@ def suppress(
         _suppress(address, source)
     else:
         batch.wanted[address, source] = None
+
+
+def follow_subscription(event: Event) -> None:
+    """Do as a reader told SES's own subscription management, whose topics are the site's lists.
+
+    Events of another contact list than ``SES_CONTACT_LIST`` are not this site's.
+    """
+    contact_list = conf.ses.contact_list
+    if not contact_list or event.details.get("contactList") != contact_list:
+        return
+    address = events.read_address(event.destination[0]) if len(event.destination) == 1 else None
+    if address is None:
+        logger.warning("A subscription event does not say whom it is about")
+        return
+    for mailing_list, is_left in sorted(events.read_choices(event).items()):
+        change = Unsubscribe.objects.opt_out if is_left else Unsubscribe.objects.come_back
+        if len(mailing_list) <= MAX_LIST_LENGTH and change(address, mailing_list):
+            logger.info(
+                "%s %s %r in SES",
+                conf.hash_address(address),
+                "opted out of" if is_left else "came back to",
+                mailing_list or "all mail",
+            )
 
 
 def _find_source(row: Any) -> str | None:

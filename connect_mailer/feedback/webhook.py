@@ -145,6 +145,8 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
                         notification=notification.data,
                     )
             records.settle(event, using=using)
+            if event.kind == events.SUBSCRIPTION:
+                receivers.follow_subscription(event)
     except records.AlreadyTakenError:
         logger.info("Notification %s was taken before", _quote(notification.message_id))
         return 200

@@ -1,0 +1,97 @@
+"""Readers who opt out through SES's own subscription management."""
+
+from __future__ import annotations
+
+import pytest
+
+from connect_mailer import signals
+from connect_mailer.models import Unsubscribe
+from connect_mailer.testing.sns import make_event, make_mail
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def contact_list(settings):
+    settings.CONNECT_MAILER = {"SES_CONTACT_LIST": "readers"}
+
+
+def _choices(*left, every=False):
+    return {
+        "unsubscribeAll": every,
+        "topicSubscriptionStatus": [
+            {"topicName": name, "subscriptionStatus": "OptOut" if name in left else "OptIn"}
+            for name in ("digest", "news")
+        ],
+    }
+
+
+@pytest.fixture
+def tell(post, signer):
+    def tell(new, old, *, to=("Ada@Example.com",), contact_list="readers"):
+        event = make_event(
+            "Subscription",
+            {
+                "contactList": contact_list,
+                "timestamp": "2026-01-12T01:00:17.910Z",
+                "source": "UnsubscribeHeader",
+                "newTopicPreferences": new,
+                "oldTopicPreferences": old,
+            },
+            mail=make_mail(to),
+        )
+        assert post(signer.notification(event)).status_code == 200
+        return set(Unsubscribe.objects.values_list("address", "source", "mailing_list"))
+
+    return tell
+
+
+def test_out_of_a_topic_and_back(tell):
+    assert tell(_choices("digest"), _choices()) == {("ada@example.com", "user", "digest")}
+    # The same again, as SNS may.
+    assert tell(_choices("digest"), _choices()) == {("ada@example.com", "user", "digest")}
+    assert tell(_choices(), _choices("digest")) == set()
+
+
+def test_out_of_everything_and_back(tell):
+    assert tell(_choices(every=True), _choices()) == {("ada@example.com", "user", "")}
+    assert tell(_choices("news"), _choices(every=True)) == {("ada@example.com", "user", "news")}
+
+
+def test_what_was_left_elsewhere_stays_left(tell):
+    Unsubscribe.objects.opt_out("ada@example.com")
+    Unsubscribe.objects.suppress("ada@example.com", "complaint")
+    left = {("ada@example.com", "user", ""), ("ada@example.com", "complaint", "")}
+    assert tell(_choices(), _choices("digest")) == left
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"contact_list": "of another site"}, {"to": ["a@example.com", "b@example.com"]}, {"to": []}],
+)
+def test_what_is_not_about_a_reader_of_this_site(tell, changes):
+    assert tell(_choices(every=True), _choices(), **changes) == set()
+
+
+@pytest.mark.parametrize(
+    "new", [None, "all", {"topicSubscriptionStatus": [None, {}, {"subscriptionStatus": "OptOut"}]}]
+)
+def test_what_can_not_be_understood_changes_nothing(tell, new):
+    assert tell(new, new) == set()
+
+
+def test_only_where_the_option_is_on(tell, settings):
+    settings.CONNECT_MAILER = {}
+    assert tell(_choices(every=True), _choices()) == set()
+
+
+def test_the_site_is_told(tell, django_capture_on_commit_callbacks):
+    heard = []
+
+    def hear(address, mailing_list, **kwargs):
+        heard.append((address, mailing_list))
+
+    signals.unsubscribed.connect(hear)
+    with django_capture_on_commit_callbacks(execute=True):
+        tell(_choices("news"), _choices())
+    assert heard == [("ada@example.com", "news")]
