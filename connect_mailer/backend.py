@@ -13,6 +13,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.db import Error, transaction
 
 from connect_mailer import tasks
+from connect_mailer.conf import conf
 from connect_mailer.exceptions import DeliveryError, InvalidAddress, InvalidMessage, MessagesRefused
 from connect_mailer.models import MAX_RECIPIENTS, OutgoingMessage
 from connect_mailer.optout import headers as optout_headers
@@ -127,18 +128,18 @@ class ConnectMailerBackend(_Backend):
             suppression = Suppression.load(
                 recipient.address.key for draft in drafts for recipient in draft.recipients
             )
-            batch = []
+            batch: list[outbox.Frozen] = []
+            queued = 0
             for draft in drafts:
                 draft = draft.judged_by(suppression)
                 try:
-                    mime = envelope.freeze(draft, _make_headers(draft)) if draft.kept else None
+                    batch += _freeze(draft)
                 except InvalidMessage as error:
                     errors.append((draft.message, error))
                 else:
-                    batch.append(outbox.Frozen(draft=draft, mime=mime))
+                    queued += bool(draft.kept)
             rows = outbox.store(batch, using=using)
             outbox.announce_suppressed(rows, using=using)
-            queued = sum(frozen.mime is not None for frozen in batch)
             if queued:
                 tasks.wake_on_commit(using=using)
         return queued
@@ -189,10 +190,24 @@ class SESBackend(_Backend):
         return sent
 
 
+def _freeze(draft: Draft) -> list[outbox.Frozen]:
+    """The message once for all, or (``UNSUBSCRIBE_SPLIT``) for each reader with her own link."""
+    if not draft.kept:
+        return [outbox.Frozen(draft=draft, mime=None)]
+    is_split = conf.unsubscribe_split and draft.options.stream == OutgoingMessage.Stream.DEFAULT
+    # Frozen as the whole that it is: its readers see to whom else it went.
+    return [
+        outbox.Frozen(draft=part, mime=envelope.freeze(draft, _make_headers(part)))
+        for part in (draft.apart() if is_split else [draft])
+    ]
+
+
 def _make_headers(draft: Draft) -> dict[str, str]:
     """One-click opt-out, where exactly one reader can follow the link."""
     if draft.options.stream != OutgoingMessage.Stream.DEFAULT or len(draft.kept) != 1:
         return {}
+    if conf.ses.contact_list:
+        return {}  # SES writes its own
     return optout_headers.for_recipient(
         draft.kept[0].address.key, mailing_list=draft.options.mailing_list
     )

@@ -25,7 +25,8 @@ from connect_mailer.conf import (
     Conf,
     conf,
 )
-from connect_mailer.exceptions import ConfigurationError
+from connect_mailer.exceptions import ConfigurationError, InvalidMessage
+from connect_mailer.sending.signature import sign
 
 _TOPIC = re.compile(r"arn:aws(-cn|-us-gov)?:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 _ADMIN_EMAIL_HANDLER = "django.utils.log.AdminEmailHandler"
@@ -157,7 +158,7 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W003, W004: links to opt out that mail lacks, or that mail providers don't take."""
     url = _try(lambda: conf.unsubscribe_base_url)
-    if url == "":
+    if url == "" and not _try(lambda: conf.unsubscribe_mailto or conf.ses.contact_list):
         return [
             Caution(
                 "Mail has no link to opt out, since the site's address is not known.",
@@ -175,6 +176,36 @@ def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
             )
         ]
     return []
+
+
+@register(Tags.compatibility)
+def check_signing(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E011, W011, W012: signatures of the site's own that mail would not get."""
+    is_set = [bool(conf.legacy(name)) for name in ("DKIM_DOMAIN", "DKIM_PRIVATE_KEY")]
+    if not all(is_set):
+        return [
+            Caution(
+                "Mail is not signed: only one of DKIM_DOMAIN and DKIM_PRIVATE_KEY is set.",
+                hint="Set both, or neither where SES signs itself (Easy DKIM).",
+                id="connect_mailer.W012",
+            )
+        ] * any(is_set)
+    options = _try(lambda: conf.dkim)
+    messages: list[CheckMessage] = []
+    try:
+        if options is not None:
+            sign(b"From: site@example.com\r\n\r\n", options)
+    except (ConfigurationError, InvalidMessage) as error:
+        messages.append(Error(str(error), id="connect_mailer.E011"))
+    if _try(lambda: conf.ses.contact_list):
+        messages.append(
+            Caution(
+                "SES adds no link to opt out to mail that the site signs itself.",
+                hint=f'Leave {SETTING}["SES_CONTACT_LIST"] or DKIM_DOMAIN out.',
+                id="connect_mailer.W011",
+            )
+        )
+    return messages
 
 
 @register(Tags.compatibility)

@@ -50,6 +50,9 @@ def test_a_good_set_up_is_silent() -> None:
         ({"LEASE_SECONDS": 10}, "E006", "13 s"),
         ({"UNSUBSCRIBE_BASE_URL": "http://www.example.com"}, "W004", "https"),
         ({"UNSUBSCRIBE_BASE_URL": ""}, "W003", "UNSUBSCRIBE_BASE_URL"),
+        ({"UNSUBSCRIBE_MAILTO": "Leave <leave@example.com>"}, "E003", "'Leave <"),
+        ({"UNSUBSCRIBE_SPLIT": "no"}, "E003", "True or False"),
+        ({"MAILING_LISTS": {"x" * 101: "Too long"}}, "E003", "100 characters"),
     ],
 )
 def test_mistakes_in_the_dict(settings: Any, options: Any, name: str, words: str) -> None:
@@ -124,3 +127,24 @@ def test_mail_about_errors_that_is_queued(settings: Any) -> None:
         "handlers": {**settings.LOGGING["handlers"], "mine": handler},
     }
     assert set(run()) == {"W005"}
+
+
+@pytest.mark.parametrize("way", ["UNSUBSCRIBE_MAILTO", "SES_CONTACT_LIST"])
+def test_another_way_out_is_one(settings: Any, way: str) -> None:
+    settings.CONNECT_MAILER = {"UNSUBSCRIBE_BASE_URL": "", way: "leave@example.com"}
+
+    assert run() == {}
+
+
+def test_signing(settings: Any) -> None:
+    settings.DKIM_DOMAIN = "example.com"
+    assert "only one of" in run()["W012"]
+
+    settings.DKIM_PRIVATE_KEY = "no key"
+    settings.CONNECT_MAILER["SES_CONTACT_LIST"] = "readers"
+    found = run()
+    assert "DKIM_PRIVATE_KEY can't be read" in found["E011"]
+    assert "SES_CONTACT_LIST" in found["W011"]
+
+    settings.DKIM_HEADERS = ["From", "Date"]
+    assert "['Date']" in run()["E003"]

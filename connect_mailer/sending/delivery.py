@@ -527,6 +527,10 @@ class Drain:
                     recipients=tuple(recipient.envelope for recipient in kept),
                     mime=bytes(body.mime),
                     tags={**row.tags, MESSAGE_ID_TAG: str(row.uuid)},
+                    # SES puts a link for one reader in, so it takes no others with her.
+                    topic=row.mailing_list
+                    if len(kept) == 1 and row.stream == OutgoingMessage.Stream.DEFAULT
+                    else None,
                 )
                 prepared.append((row, envelope))
                 continue

@@ -21,9 +21,10 @@ from django.utils import timezone
 
 from connect_mailer import addresses
 from connect_mailer.addresses import Address
-from connect_mailer.conf import conf
+from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidMessage
 from connect_mailer.models import MESSAGE_ID_TAG, OutgoingMessage, OutgoingRecipient
+from connect_mailer.sending import signature
 from connect_mailer.sending.ses import (
     MAX_MESSAGE_BYTES,
     Envelope,
@@ -62,6 +63,11 @@ class Options:
         if isinstance(self.priority, bool) or self.priority not in PRIORITIES:
             raise InvalidMessage(
                 f"priority is {self.priority!r}; it must be a whole number from 0 (first) to 9."
+            )
+        if not isinstance(self.mailing_list, str) or len(self.mailing_list) > MAX_LIST_LENGTH:
+            raise InvalidMessage(
+                f"mailing_list is {self.mailing_list!r}; it must be the name of a list, of at "
+                f"most {MAX_LIST_LENGTH} characters, or empty."
             )
         for name in ("send_after", "expires_at"):
             value = getattr(self, name)
@@ -150,6 +156,14 @@ class Draft:
             ),
         )
 
+    def apart(self) -> list[Draft]:
+        """One draft for each recipient who is left; who is not written to is with the first."""
+        left_out = tuple(recipient for recipient in self.recipients if recipient.reason)
+        return [
+            replace(self, recipients=(recipient, *(() if number else left_out)))
+            for number, recipient in enumerate(self.kept)
+        ]
+
     def split(self, limit: int, mime: bytes) -> list[Envelope]:
         """Envelopes of at most ``limit`` recipients, with the same content."""
         specs = [recipient.address.spec for recipient in self.kept]
@@ -207,8 +221,11 @@ def freeze(draft: Draft, headers: Mapping[str, str] | None = None) -> bytes:
 
     ``headers`` are added only where the message has none of them itself.
 
+    Where the app signs mail itself, they are signed, too.
+
     Raises:
         InvalidMessage: it can't be written, or is larger than SES takes.
+        ConfigurationError: it can't be signed with what ``DKIM_*`` say.
     """
     message = copy.copy(draft.message)
     suppressed = {one.address.key for one in draft.recipients if one.reason}
@@ -221,6 +238,8 @@ def freeze(draft: Draft, headers: Mapping[str, str] | None = None) -> bytes:
         raw = dict(headers)
     try:
         mime = _write_raw(raw) + _serialise(message)
+        if options := conf.dkim:
+            mime = signature.sign(mime, options)
     except ConnectMailerError:
         raise
     except Exception as error:

@@ -54,7 +54,8 @@ _MEANINGS: Final[dict[str, type[DeliveryError]]] = {
     "InvalidSignatureException": AccountProblem,
     "MissingAuthenticationToken": AccountProblem,
     "MissingAuthenticationTokenException": AccountProblem,
-    "NotFoundException": AccountProblem,  # the configuration set or tenant of the settings
+    # The configuration set, tenant or contact list of the settings.
+    "NotFoundException": AccountProblem,
     "OptInRequired": AccountProblem,
     "RequestExpired": AccountProblem,  # this machine's clock is wrong
     "SignatureDoesNotMatch": AccountProblem,
@@ -97,12 +98,17 @@ LEGACY_REGION: Final = "us-east-1"
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """One call: ASCII addr-specs, at most 50 recipients, and the message's final bytes."""
+    """One call: ASCII addr-specs, at most 50 recipients, and the message's final bytes.
+
+    ``topic`` is for SES's own subscription management: of the contact list, blank for the
+    list as a whole, ``None`` for mail that nobody subscribes to.
+    """
 
     sender: str
     recipients: tuple[str, ...]
     mime: bytes = field(repr=False)
     tags: Mapping[str, str]
+    topic: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +159,7 @@ class SESClient:
         session_token: str | None = None,
         configuration_set: str | None,
         tenant: str | None,
+        contact_list: str | None = None,
         concurrency: int,
         connect_timeout: float,
         read_timeout: float,
@@ -168,7 +175,7 @@ class SESClient:
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
         )
-        self._extra = {
+        self._extra: dict[str, Any] = {
             name: value
             for name, value in (
                 ("ConfigurationSetName", configuration_set),
@@ -176,6 +183,7 @@ class SESClient:
             )
             if value
         }
+        self._contact_list = contact_list
         self._lock = threading.Lock()
         self._client: Any = None
         self._pid = 0
@@ -186,6 +194,11 @@ class SESClient:
         Raises:
             DeliveryError: the child says what is to be done.
         """
+        extra = dict(self._extra)
+        if self._contact_list and envelope.topic is not None:
+            extra["ListManagementOptions"] = {"ContactListName": self._contact_list} | (
+                {"TopicName": envelope.topic} if envelope.topic else {}
+            )
         answer = self._call(
             lambda client: client.send_email(
                 # No FromEmailAddress: with raw content SES writes it over the message's own
@@ -194,7 +207,7 @@ class SESClient:
                 Destination={"ToAddresses": list(envelope.recipients)},
                 Content={"Raw": {"Data": envelope.mime}},
                 EmailTags=[{"Name": name, "Value": value} for name, value in envelope.tags.items()],
-                **self._extra,
+                **extra,
             )
         )
         if not answer.get("MessageId"):
@@ -236,7 +249,9 @@ class SESClient:
             return call(self._get_client())
         except ClientError as error:
             answer = _translate_answer(error.response)
-            if _get_code(error.response) == "NotFoundException" and not self._extra:
+            if _get_code(error.response) == "NotFoundException" and not (
+                self._extra or self._contact_list
+            ):
                 # It is a header of the message that names a configuration set.
                 answer = Rejected(str(answer))
             raise answer from error

@@ -115,6 +115,8 @@ class Mail:
     tags: Mapping[str, str]
     configuration_set: str
     tenant: str
+    contact_list: str = ""
+    topic: str = ""
 
     @property
     def message(self) -> EmailMessage:
@@ -149,6 +151,8 @@ class _Call:
     tags: Mapping[str, str]
     configuration_set: str
     tenant: str
+    contact_list: str
+    topic: str
 
 
 class LocalSES:
@@ -452,6 +456,7 @@ def _parse_send_email(body: bytes) -> _Call:
         raise SESError("BadRequestException", "Missing required header 'From'.")
     if len(found) > 1:
         raise SESError("BadRequestException", "Duplicate header 'From'.")
+    management = request.get("ListManagementOptions", {})
     destination = request.get("Destination")
     recipients = (
         [
@@ -469,6 +474,8 @@ def _parse_send_email(body: bytes) -> _Call:
         tags={tag["Name"]: tag["Value"] for tag in request.get("EmailTags", ())},
         configuration_set=request.get("ConfigurationSetName", ""),
         tenant=request.get("TenantName", ""),
+        contact_list=management.get("ContactListName", ""),
+        topic=management.get("TopicName", ""),
     )
 
 
