@@ -18,7 +18,8 @@ from django.db import Error, transaction
 from connect_mailer import tallies
 from connect_mailer.conf import conf
 from connect_mailer.sending import leases, log_mail, outbox
-from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, PAUSE, WAKE, name_drain
+from connect_mailer.sending.pauses import find_paused
+from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, WAKE, name_drain
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ def sweep() -> None:
         return
     tallies.fold(using=using)
     # A wake-up that is pending may be lost, so it is not asked about here.
-    if not leases.find_alive(PAUSE, name_drain(1), using=using) and outbox.is_due(using=using):
+    if not leases.find_alive(name_drain(1), using=using) and outbox.is_due(
+        using=using, paused=find_paused(using=using)
+    ):
         _publish(deliver)
     if leases.acquire("purge", PURGE_SECONDS, using=using):
         _publish(purge)

@@ -46,6 +46,7 @@ from connect_mailer.models import (
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.database_limiter import DatabaseLimiter
 from connect_mailer.sending.limiter import AHEAD_SECONDS, Limiter, RedisLimiter, Reservation
+from connect_mailer.sending.pauses import find_paused
 from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.ses import Envelope, SESClient
 from connect_mailer.sending.suppression import Candidate, Suppression
@@ -199,7 +200,7 @@ def drain_outbox(
 
 def _has_work(using: str) -> bool:
     """Whether anything is due and may be sent."""
-    return not leases.find_alive(PAUSE, using=using) and outbox.is_due(using=using)
+    return outbox.is_due(using=using, paused=find_paused(using=using))
 
 
 def _enter(using: str) -> DrainLease | None:
@@ -292,6 +293,7 @@ class Drain:
         self._answers: queue.SimpleQueue[tuple[Slot, Future[str]]] = queue.SimpleQueue()
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
         self._denied: set[str] = set()
+        self._paused: frozenset[str] | None = None  # streams, as of the last beat
         self._stop = threading.Event()
         self._is_ending = False
         self.sent = 0
@@ -398,8 +400,13 @@ class Drain:
             logger.warning("The drain lost its lease (%s) and ends.", self._lease.name)
             self._lease = None
             self.end()
-        elif leases.find_alive(PAUSE, using=self._using):
-            self.end()
+        else:
+            paused = find_paused(using=self._using)
+            if self._paused is not None and paused - self._paused:
+                # What is ready goes back, perhaps of the stream that goes on as well: the next
+                # drain takes that.
+                self.end()
+            self._paused = paused
         if self._ask_for_help and now - self._full_since >= HEARTBEAT_SECONDS:
             self._ask_for_help()
 
@@ -408,7 +415,8 @@ class Drain:
     def _look(self) -> None:
         """Reserve, claim, and give each row its slot of time."""
         free = self._count_free()
-        costs = outbox.peek(free, using=self._using)
+        paused = self._paused or frozenset()
+        costs = outbox.peek(free, using=self._using, paused=paused)
         now = self._clock()
         if not costs:
             self._rest(now)
@@ -425,6 +433,7 @@ class Drain:
             max_bytes=MAX_BYTES - self._bytes,
             lease_seconds=self._lease_seconds,
             using=self._using,
+            paused=paused,
         )
         starts_at = now + reservation.wait_seconds
         used = 0

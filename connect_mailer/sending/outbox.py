@@ -6,7 +6,7 @@ that moment and on the database's clock; nothing relies on what a process read b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +35,9 @@ Status = OutgoingMessage.Status
 # Those of ended leases before those that come for the first time.
 _OPEN = (Status.SENDING, Status.QUEUED)
 _FINISHED = tuple(status for status in Status if status not in _OPEN)
+
+# Lanes are ranks: the transactional stream has those before this one.
+FIRST_DEFAULT_LANE = 10
 
 # Rows that one statement of `purge` touches: a lock that nobody notices.
 PURGE_CHUNK = 1000
@@ -141,7 +144,7 @@ def _make_row(draft: Draft, **fields: Any) -> OutgoingMessage:
         stream=options.stream,
         priority=options.priority,
         rank=options.priority
-        + (0 if options.stream == OutgoingMessage.Stream.TRANSACTIONAL else 10),
+        + (0 if options.stream == OutgoingMessage.Stream.TRANSACTIONAL else FIRST_DEFAULT_LANE),
         send_after=options.send_after,
         expires_at=options.expires_at,
         due_at=options.send_after or DatabaseNow(),
@@ -167,16 +170,19 @@ def _fetch_ids(messages: Sequence[OutgoingMessage], using: str) -> None:
 # Out: what a drain takes
 
 
-def _line(using: str) -> QuerySet[OutgoingMessage]:
+def _line(using: str, paused: Collection[str] = ()) -> QuerySet[OutgoingMessage]:
     """Rows that may be claimed: open and due. They stand in line, in this order.
 
-    That the lane is set would say it all; the rest makes sure.
+    That the lane is set would say it all; the rest makes sure. ``paused``: streams that are
+    left out. Each has lanes of its own, the first of them or the last.
     """
-    return (
-        OutgoingMessage.objects.using(using)
-        .filter(lane__gte=0, status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow())
-        .order_by("lane", "turn")
-    )
+    line = OutgoingMessage.objects.using(using)
+    if OutgoingMessage.Stream.DEFAULT in paused:
+        line = line.filter(lane__lt=FIRST_DEFAULT_LANE)
+    first = FIRST_DEFAULT_LANE if OutgoingMessage.Stream.TRANSACTIONAL in paused else 0
+    return line.filter(
+        lane__gte=first, status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow()
+    ).order_by("lane", "turn")
 
 
 def _waiting(status: str, using: str) -> QuerySet[OutgoingMessage]:
@@ -210,9 +216,11 @@ def _any(queryset: QuerySet[OutgoingMessage]) -> bool:
     return bool(queryset.values_list("pk", flat=True)[:1])
 
 
-def is_due(*, using: str) -> bool:
-    """Whether there is anything to send now."""
-    return _any(_line(using)) or any(_any(_waiting(status, using)) for status in _OPEN)
+def is_due(*, using: str, paused: Collection[str] = ()) -> bool:
+    """Whether there is anything to send now, of what isn't ``paused``."""
+    if set(paused) == set(OutgoingMessage.Stream):
+        return False
+    return _any(_line(using, paused)) or any(_any(_waiting(status, using)) for status in _OPEN)
 
 
 def line_up(*, using: str) -> bool:
@@ -233,9 +241,9 @@ def line_up(*, using: str) -> bool:
     return entered > 0
 
 
-def peek(limit: int, *, using: str) -> list[int]:
-    """What the next rows cost, in recipients, without a lock."""
-    costs = _line(using).values_list("cost", flat=True)[:limit]
+def peek(limit: int, *, using: str, paused: Collection[str] = ()) -> list[int]:
+    """What the next rows cost, in recipients, without a lock. ``paused``: not of these streams."""
+    costs = _line(using, paused).values_list("cost", flat=True)[:limit]
     found = list(costs)
     if len(found) < limit and line_up(using=using):
         found = list(costs.all())
@@ -243,9 +251,15 @@ def peek(limit: int, *, using: str) -> list[int]:
 
 
 def claim(
-    *, tokens: int, slots: int, max_bytes: int, lease_seconds: float, using: str
+    *,
+    tokens: int,
+    slots: int,
+    max_bytes: int,
+    lease_seconds: float,
+    using: str,
+    paused: Collection[str] = (),
 ) -> list[OutgoingMessage]:
-    """Claim the next rows for one drain, most important first.
+    """Claim the next rows for one drain, most important first, but none of ``paused`` streams.
 
     It stops before the row that overshoots ``tokens`` (recipients), ``slots`` (rows) or
     ``max_bytes`` (of their bodies; one row is always taken). Rows whose lease had ended come
@@ -255,7 +269,7 @@ def claim(
     token = uuid4()
     with _row_locks(using):
         candidates = (
-            _line(using)
+            _line(using, paused)
             .select_for_update(skip_locked=True)
             .annotate(
                 has_expired=ExpressionWrapper(

@@ -146,6 +146,6 @@ def test_a_claim_and_its_results_are_a_few_statements(django_assert_num_queries:
         rows = claim(30)
     assert len(rows) == 30
     results = [outbox.Sent.of(row, ses_message_id=f"id-{row.pk}") for row in rows]
-    # Savepoint, rows, recipients, which bodies, rows, bodies, release.
-    with django_assert_num_queries(7):
+    # Savepoint, rows, recipients, which bodies, rows, bodies, the tally, release.
+    with django_assert_num_queries(8):
         outbox.settle(results, keep_bodies=False, using="default")
