@@ -49,6 +49,10 @@ MAX_DOWNLOADS: Final = 4
 # them are remembered at most.
 FAILURE_SECONDS: Final = 20.0
 MAX_FAILURES: Final = 256
+# Downloads that a process starts: so many at once, and one more each so many seconds.
+DOWNLOAD_BUDGET: Final = 8
+REFILL_SECONDS: Final = 5.0
+_COUNTERS: Final = 2**14
 MAX_CERTIFICATES: Final = 32
 CERTIFICATE_CACHE_SECONDS: Final = 24 * 3600
 MIN_KEY_BITS: Final = 2048
@@ -311,9 +315,19 @@ class Certificates:
     """Where keys come from: the cache, else this process's own memory, else SNS.
 
     Only what was found good is kept, and it is examined again whenever it is used. What
-    could not be had is not asked for again for ``FAILURE_SECONDS``, except in the cache: a
-    stranger who makes names up fills ``MAX_FAILURES`` entries, ``MAX_DOWNLOADS`` calls at a
-    time, and can't make a genuine certificate unusable.
+    could not be had is not asked for again for ``FAILURE_SECONDS``, except in the cache.
+
+    Anybody who knows a topic can make up a name in each request, and only a download tells a
+    new certificate from such a name. So downloads have a budget (``DOWNLOAD_BUDGET``, one
+    more each ``REFILL_SECONDS``), and while it is spent, the name that was asked for most
+    often gets the next one: SNS names one certificate in all that it sends until it takes a
+    new one, about yearly, and sends again what was answered 503, while a made-up name that
+    is repeated is tried, fails, and starts again from nothing. Who wants to keep out a
+    certificate that was asked for *n* times has to repeat another new name more than *n*
+    times in each ``REFILL_SECONDS``, and *n* grows. Names are counted by their hash (which
+    has a secret of the process) in a table of fixed size, so a flood can neither fill the
+    memory nor push a genuine name out; a name that shares a counter only gains by it. What
+    any process of the site has downloaded is in the cache, and needs no budget.
     """
 
     def __init__(
@@ -327,6 +341,11 @@ class Certificates:
         self._known: OrderedDict[str, bytes] = OrderedDict()
         self._failed: OrderedDict[str, float] = OrderedDict()
         self._running: dict[str, Future[bytes]] = {}
+        self._budget = float(DOWNLOAD_BUDGET)
+        self._refilled_at = clock()
+        self._asked = [0] * _COUNTERS
+        # Of those that wait for the budget, the one asked for most often: address, host.
+        self._next: tuple[str, str] | None = None
 
     def get_key(self, url: str, *, host: str, cache: Cache) -> rsa.RSAPublicKey:
         """Return the key of the certificate at ``url``, an address that was checked.
@@ -335,13 +354,17 @@ class Certificates:
             NotificationUndecided: it can't be had now.
         """
         now = datetime.now(UTC)
-        known = self._known.get(url)
-        for pem in (_ask(cache, url), known):
+        cached, known = _ask(cache, url), self._known.get(url)
+        for pem in (cached, known):
             if pem is not None:
                 try:
-                    return read_certificate(pem, host=host, now=now)
+                    key = read_certificate(pem, host=host, now=now)
                 except ValueError as error:
                     logger.warning("A kept signing certificate is not used: %s", error)
+                else:
+                    if known is not None and pem is not cached:
+                        _tell(cache, url, known)
+                    return key
         pem = self._wait(url, host, known)
         try:
             key = read_certificate(pem, host=host, now=now)
@@ -354,19 +377,39 @@ class Certificates:
         with self._lock:
             if (pem := self._known.get(url)) is not None and pem != known:
                 return pem  # came while this one looked
-            running = self._running.get(url)
-            if running is None:
+            if url not in self._running:
                 self._refuse_failed(url)
-                if len(self._running) >= MAX_DOWNLOADS:
-                    raise NotificationUndecided("too many certificates are being downloaded")
-                running = self._running[url] = Future()
-                threading.Thread(
-                    target=self._run, args=(url, host, running), name="sns-certificate", daemon=True
-                ).start()
+                self._start_next(url, host)
+            running = self._running.get(url)
+        if running is None:
+            raise NotificationUndecided("too many certificates are asked for")
         try:
             return running.result(timeout=DOWNLOAD_SECONDS)
         except TimeoutError as error:
             raise NotificationUndecided(f"{host} did not answer in time") from error
+
+    def _start_next(self, url: str, host: str) -> None:
+        self._asked[_hash(url)] += 1
+        waiting = sorted(
+            dict.fromkeys(filter(None, (self._next, (url, host)))),
+            key=lambda address: self._asked[_hash(address[0])],
+            reverse=True,
+        )
+        now = self._clock()
+        self._budget += (now - self._refilled_at) / REFILL_SECONDS
+        self._budget = min(self._budget, float(DOWNLOAD_BUDGET))
+        self._refilled_at = now
+        while waiting and self._budget >= 1 and len(self._running) < MAX_DOWNLOADS:
+            self._budget -= 1
+            self._start(*waiting.pop(0))
+        self._next = waiting[0] if waiting else None
+
+    def _start(self, url: str, host: str) -> None:
+        self._asked[_hash(url)] = 0
+        running = self._running[url] = Future()
+        threading.Thread(
+            target=self._run, args=(url, host, running), name="sns-certificate", daemon=True
+        ).start()
 
     def _run(self, url: str, host: str, running: Future[bytes]) -> None:
         try:
@@ -431,6 +474,10 @@ def _read_names(certificate: x509.Certificate) -> frozenset[str]:
         common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         return frozenset(str(attribute.value) for attribute in common)
     return frozenset(extension.value.get_values_for_type(x509.DNSName))
+
+
+def _hash(url: str) -> int:
+    return hash(url) % _COUNTERS
 
 
 def _ask(cache: Cache, url: str) -> object:

@@ -148,8 +148,8 @@ MUTANTS = [
         ),
         (
             "what is cached is examined",
-            "return read_certificate(pem, host=host, now=now)",
-            "return _load_certificate(pem).key",
+            "key = read_certificate(pem, host=host, now=now)",
+            "key = _load_certificate(pem).key",
         ),
         (
             "cache out of reach, read",
@@ -165,7 +165,18 @@ MUTANTS = [
         ("failures forgotten", "and until > self._clock()", ""),
         ("failures bounded", "len(self._failed) > MAX_FAILURES", "False"),
         ("one download a certificate", "running = self._running.get(url)", "running = None"),
-        ("few downloads", "len(self._running) >= MAX_DOWNLOADS", "False"),
+        ("few downloads", " and len(self._running) < MAX_DOWNLOADS:", ":"),
+        ("few downloads in time", "self._budget -= 1", "pass"),
+        ("budget refills", "self._budget += (now", "str(now"),
+        (
+            "budget does not add up",
+            "min(self._budget, float(DOWNLOAD_BUDGET))",
+            "self._budget",
+        ),
+        ("asked for most often first", "reverse=True", "reverse=False"),
+        ("asked for is counted", "self._asked[_hash(url)] += 1", "pass"),
+        ("tried once, counted from nothing", "self._asked[_hash(url)] = 0", "pass"),
+        ("an emptied cache is filled", "_tell(cache, url, known)", "pass"),
         ("waiting ends", "running.result(timeout=DOWNLOAD_SECONDS)", "running.result(timeout=60)"),
     ),
     *_mutants(

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -211,19 +212,108 @@ def test_a_failure_is_remembered_for_a_while_only(signer):
     assert len(asked) == 2
 
 
-def test_a_flood_of_made_up_names_neither_grows_nor_blocks(signer):
-    def download(host, target):
-        if target.startswith("/SimpleNotificationService-" + "0" * 5):
-            raise OSError("not there")
-        return signer.certificate_pem.encode()
+class Flood:
+    """Made-up names, on a clock of the test's own; ``genuine`` is at its address."""
 
-    certificates = sns.Certificates(download)
-    for number in range(sns.MAX_FAILURES * 2):
-        url = f"https://{HOST}/SimpleNotificationService-00000{number}.pem"
-        with pytest.raises(NotificationUndecided):
-            certificates.get_key(url, host=HOST, cache=DictCache())
-    assert len(certificates._failed) == sns.MAX_FAILURES
+    def __init__(self, genuine: SNSSigner) -> None:
+        self.now = 0.0
+        self.asked: list[str] = []
+        self.genuine = genuine
+        self.certificates = sns.Certificates(self._download, clock=lambda: self.now)
+        self._made_up = 0
+
+    def _download(self, host: str, target: str) -> bytes:
+        self.asked.append(target)
+        if not self.genuine.certificate_url.endswith(target):
+            raise NotificationUndecided("not there")
+        return self.genuine.certificate_pem.encode()
+
+    def make_up(self, number: int, *, seconds: float, times: int = 1) -> None:
+        for _ in range(number):
+            self._made_up += 1
+            self.now += seconds / number
+            url = f"https://{HOST}/SimpleNotificationService-{self._made_up}.pem"
+            for _ in range(times):
+                assert not self.get(url)
+        wait_for_downloads(self.certificates)
+
+    def get(self, url: str) -> bool:
+        try:
+            self.certificates.get_key(url, host=HOST, cache=DictCache())
+        except NotificationUndecided:
+            return False
+        return True
+
+    def try_genuine(self, **made_up: float) -> int:
+        """How often a genuine notification comes until it is taken, in the flood."""
+        for number in range(1, 100):
+            if self.get(self.genuine.certificate_url):
+                return number
+            self.make_up(**made_up)
+        return 100
+
+
+def wait_for_downloads(certificates: sns.Certificates) -> None:
+    for running in list(certificates._running.values()):
+        wait([running], timeout=30)
+
+
+def test_made_up_names_have_few_downloads(signer):
+    flood = Flood(signer)
+    flood.make_up(2000, seconds=0)
+    assert len(flood.asked) == sns.DOWNLOAD_BUDGET
+    flood.make_up(2000, seconds=600)
+    assert len(flood.asked) <= sns.DOWNLOAD_BUDGET + 600 / sns.REFILL_SECONDS
+    # What is left unused doesn't add up.
+    flood.now += 24 * 3600
+    before = len(flood.asked)
+    flood.make_up(2000, seconds=0)
+    assert len(flood.asked) == before + sns.DOWNLOAD_BUDGET
+
+
+def test_a_genuine_certificate_is_had_at_once_before_and_after_a_flood(signer):
+    assert Flood(signer).try_genuine() == 1
+    flood = Flood(signer)
+    flood.make_up(2000, seconds=0)
+    flood.now += 2 * sns.REFILL_SECONDS
+    assert flood.get(signer.certificate_url)
+
+
+def test_a_genuine_certificate_is_had_in_a_flood(signer):
+    # A hundred names a second; one notification that SNS sends again each 20 seconds.
+    flood = Flood(signer)
+    flood.make_up(2000, seconds=20)
+    assert flood.try_genuine(number=2000, seconds=20) < 20
+    # Each name three times: as above, it is asked for more often in the end.
+    flood = Flood(signer)
+    flood.make_up(600, seconds=20, times=3)
+    assert flood.try_genuine(number=600, seconds=20, times=3) < 30
+
+
+def test_a_name_that_is_repeated_falls_back(signer):
+    flood = Flood(signer)
+    flood.make_up(sns.DOWNLOAD_BUDGET, seconds=0)
+    flood.make_up(1, seconds=0, times=1000)
+    assert not flood.get(signer.certificate_url)
+    # The next download is the other's, once; then it is this one's turn.
+    flood.now += 2 * sns.REFILL_SECONDS
+    assert flood.get(signer.certificate_url)
+    assert len(flood.asked) == sns.DOWNLOAD_BUDGET + 2
+
+
+def test_what_failed_is_remembered_in_bounded_memory(signer):
+    flood = Flood(signer)
+    flood.make_up(sns.MAX_FAILURES * 2, seconds=sns.MAX_FAILURES * 2 * sns.REFILL_SECONDS)
+    assert len(flood.asked) >= sns.MAX_FAILURES * 2 - 1
+    assert len(flood.certificates._failed) == sns.MAX_FAILURES
+
+
+def test_what_was_downloaded_for_another_reaches_the_cache(signer):
+    certificates = sns.Certificates(lambda host, target: signer.certificate_pem.encode())
     assert certificates.get_key(signer.certificate_url, host=HOST, cache=DictCache())
+    emptied = DictCache()
+    assert certificates.get_key(signer.certificate_url, host=HOST, cache=emptied)
+    assert emptied == {signer.certificate_url: signer.certificate_pem.encode()}
 
 
 def test_one_download_of_a_certificate_at_a_time_and_few_in_all(signer):
