@@ -49,6 +49,7 @@ KEYS: Final = frozenset(
         "SES_CONFIGURATION_SET",
         "SES_TENANT",
         "SES_CONTACT_LIST",
+        "SES_CLIENT",
         "UNSUBSCRIBE_BASE_URL",
         "UNSUBSCRIBE_MAILTO",
         "UNSUBSCRIBE_SPLIT",
@@ -243,6 +244,14 @@ class Conf:
             tenant=self._text("SES_TENANT"),
             contact_list=self._text("SES_CONTACT_LIST"),
         )
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether mail goes through the lean sender where it can, and not through boto3."""
+        value = self._get("SES_CLIENT", "lean")
+        if value not in ("lean", "boto3"):
+            raise _wrong("SES_CLIENT", value, "'lean' or 'boto3'")
+        return bool(value == "lean")
 
     # What is kept
 

@@ -216,3 +216,13 @@ def test_every_property_has_a_default() -> None:
     for name, attribute in vars(Conf).items():
         if isinstance(attribute, property):
             getattr(conf, name)
+
+
+def test_who_writes_to_ses(settings: Any) -> None:
+    settings.CONNECT_MAILER = {}
+    assert conf.is_lean
+    settings.CONNECT_MAILER = {"SES_CLIENT": "boto3"}
+    assert not conf.is_lean
+    settings.CONNECT_MAILER = {"SES_CLIENT": "boto"}
+    with pytest.raises(ConfigurationError, match="'lean' or 'boto3'"):
+        assert conf.is_lean

@@ -1,4 +1,6 @@
-"""Amazon SES, API v2, through boto3: one envelope a call, and what each answer means.
+"""Amazon SES, API v2: one envelope a call, and what each answer means.
+
+boto3 makes the calls, or ``lean`` as boto3 would make them.
 
 Nothing of Django's settings or database: values are passed in. boto3 is imported by whoever
 sends first, so that a web process that only queues never loads it.
@@ -6,9 +8,11 @@ sends first, so that a web process that only queues never loads it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +28,8 @@ from connect_mailer.exceptions import (
     Throttled,
     Unavailable,
 )
+
+logger = logging.getLogger(__name__)
 
 # Source: SES developer guide, "Service quotas", message quotas: 40 MB after the attachments'
 # base64 encoding. SES itself says "more than 41943040 bytes long".
@@ -146,7 +152,8 @@ class SESClient:
     """SES for one region and account: one client of boto3 a process, for many threads.
 
     Args: ``None`` leaves a value to boto3's own ways of finding it; ``concurrency`` is the
-    number of connections that are kept; timeouts are seconds.
+    number of connections that are kept; timeouts are seconds. ``is_lean``: messages are sent
+    without boto3's own machinery where that comes to the same (``lean``).
     """
 
     def __init__(
@@ -163,8 +170,9 @@ class SESClient:
         concurrency: int,
         connect_timeout: float,
         read_timeout: float,
+        is_lean: bool = True,
     ) -> None:
-        self._make: Callable[[], Any] = partial(
+        self._make: Callable[[], tuple[Any, Any]] = partial(
             _make_client,
             region=region,
             endpoint_url=endpoint_url,
@@ -186,6 +194,9 @@ class SESClient:
         self._contact_list = contact_list
         self._lock = threading.Lock()
         self._client: Any = None
+        self._credentials: Any = None
+        self._is_lean = is_lean
+        self._send_email: Callable[..., Any] | None = None
         self._pid = 0
 
     def send(self, envelope: Envelope) -> str:
@@ -200,7 +211,7 @@ class SESClient:
                 {"TopicName": envelope.topic} if envelope.topic else {}
             )
         answer = self._call(
-            lambda client: client.send_email(
+            lambda client: (self._send_email or self._choose(client))(
                 # No FromEmailAddress: with raw content SES writes it over the message's own
                 # From, display name and all. The envelope's sender is SES's own anyway.
                 # All recipients, whatever their kind: who sees whom is in the headers.
@@ -238,7 +249,7 @@ class SESClient:
     def close(self) -> None:
         """Close the kept connections. The client can be used again."""
         with self._lock:
-            client, self._client = self._client, None
+            client, self._client, self._send_email = self._client, None, None
             if client is not None and self._pid == os.getpid():
                 client.close()
 
@@ -262,8 +273,28 @@ class SESClient:
         if self._client is None or self._pid != os.getpid():
             with self._lock:
                 if self._client is None or self._pid != os.getpid():
-                    self._client, self._pid = self._make(), os.getpid()
+                    self._client, self._credentials = self._make()
+                    self._send_email, self._pid = None, os.getpid()
         return self._client
+
+    def _choose(self, client: Any) -> Callable[..., Any]:
+        """How messages are sent: once there are credentials, it can be told."""
+        with self._lock:
+            if self._send_email is None:
+                lean = self._make_lean(client) if self._is_lean else None
+                logger.info("Mail is sent by %s.", "boto3" if lean is None else "the lean sender")
+                self._send_email = client.send_email if lean is None else lean
+        return self._send_email
+
+    def _make_lean(self, client: Any) -> Callable[..., Any] | None:
+        from connect_mailer.sending.lean import make_lean
+
+        try:
+            return make_lean(client, self._credentials)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # A botocore that is made differently inside: boto3 knows its way.
+            logger.warning("The lean sender doesn't know this botocore.", exc_info=True)
+            return None
 
 
 def _make_client(
@@ -276,7 +307,8 @@ def _make_client(
     concurrency: int,
     connect_timeout: float,
     read_timeout: float,
-) -> Any:
+) -> tuple[Any, Any]:
+    """A client of boto3, and the credentials of its session."""
     import boto3
     from botocore.config import Config
 
@@ -288,7 +320,7 @@ def _make_client(
         region_name=region,
     )
     try:
-        return session.client(
+        client = session.client(
             "sesv2",
             region_name=session.region_name or LEGACY_REGION,
             endpoint_url=endpoint_url,
@@ -305,6 +337,7 @@ def _make_client(
         raise AccountProblem(
             f'CONNECT_MAILER["SES_ENDPOINT_URL"] can\'t be used: {error}'
         ) from error
+    return client, session.get_credentials()
 
 
 def _get_code(response: Mapping[str, Any]) -> str:
@@ -346,15 +379,30 @@ def _translate_failure(error: Exception) -> DeliveryError:
         error,
         exceptions.EndpointConnectionError
         | exceptions.ConnectTimeoutError
-        | exceptions.ProxyConnectionError
-        | exceptions.SSLError,
-    ):
+        | exceptions.ProxyConnectionError,
+    ) or _was_connecting(error):
         return Unavailable(text)
-    if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
+    if isinstance(
+        error, exceptions.HTTPClientError | exceptions.IncompleteReadError | exceptions.SSLError
+    ):
         # A read timeout, a closed connection, half an answer: the request had been written.
         return InDoubt(text)
     # What boto3 raises before there is a request: credentials, profile, region, endpoint.
     return AccountProblem(text)
+
+
+def _was_connecting(error: BaseException | None) -> bool:
+    """Whether TLS was still being negotiated: a reset or a timeout then has no name of its own.
+
+    Told by where the error came from, as neither botocore nor urllib3 says it.
+    """
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            module, name = frame.f_globals.get("__name__"), frame.f_code.co_name
+            if name == "connect" and module == "urllib3.connection":
+                return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _clean(text: str) -> str:

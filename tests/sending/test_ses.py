@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from botocore import handlers
 
 from connect_mailer.exceptions import (
     AccountProblem,
@@ -52,10 +54,16 @@ def ses() -> Iterator[LocalSES]:
         yield server
 
 
-@pytest.fixture
-def connect() -> Iterator[Callable[..., SESClient]]:
-    """Make clients, and close them."""
+@pytest.fixture(params=["lean", "boto3"])
+def connect(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., SESClient]]:
+    """Make clients that send by the one and by the other way, and close them."""
     clients: list[SESClient] = []
+    ways: set[tuple[str, str]] = set()
+    # moto's hook stays in every later client of the process that imported it.
+    own = [one for one in handlers.BUILTIN_HANDLERS if one[1].__module__.startswith("botocore.")]
+    monkeypatch.setattr(handlers, "BUILTIN_HANDLERS", own)
 
     def make(url: str | None, **changes: Any) -> SESClient:
         options: dict[str, Any] = {
@@ -68,18 +76,21 @@ def connect() -> Iterator[Callable[..., SESClient]]:
             "concurrency": 4,
             "connect_timeout": 3.0,
             "read_timeout": 10.0,
+            "is_lean": request.param == "lean",
         }
         clients.append(SESClient(**{**options, **changes}))
         return clients[-1]
 
     yield make
     for client in clients:
+        ways.add((request.param, type(client._send_email).__name__))
         client.close()
+    assert ways <= {("lean", "LeanSender"), ("boto3", "method"), (request.param, "NoneType")}
 
 
 @contextmanager
-def server_that_answers(answer: bytes) -> Iterator[str]:
-    """A server that reads one request, writes ``answer`` and closes the connection.
+def server_that_answers(answer: bytes, *, reset: bool = False) -> Iterator[str]:
+    """A server that reads one request, writes ``answer`` and closes or resets the connection.
 
     A TLS handshake is read and answered in the same way.
     """
@@ -97,6 +108,9 @@ def server_that_answers(answer: bytes) -> Iterator[str]:
                             length = int(line.split(b":")[1])
                     stream.read(length)
                 connection.sendall(answer)
+                if reset:
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -343,6 +357,20 @@ class TestNetwork:
         answer = b"HTTP/1.1 400 Bad Request\r\n\r\n"
         with server_that_answers(answer) as url, pytest.raises(Unavailable, match="SSLError"):
             connect(url.replace("http:", "https:")).send(ENVELOPE)
+
+    @pytest.mark.parametrize("reset", [False, True])
+    def test_lost_while_tls_was_negotiated(
+        self, connect: Callable[..., SESClient], reset: bool
+    ) -> None:
+        """Nothing of the message had been written."""
+        with server_that_answers(b"", reset=reset) as url, pytest.raises(Unavailable):
+            connect(url.replace("http:", "https:")).send(ENVELOPE)
+
+    def test_no_answer_while_tls_was_negotiated(self, connect: Callable[..., SESClient]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            with pytest.raises(Unavailable):
+                connect(url, connect_timeout=0.05).send(ENVELOPE)
 
     @pytest.mark.parametrize("reset", [False, True])
     @pytest.mark.parametrize(("lost", "accepted"), [("before", 0), ("after", 1), ("cut", 1)])

@@ -1,0 +1,236 @@
+"""``SendEmail`` without boto3's client around it: the same request at a fraction of the cost.
+
+What a request looks like, boto3 says: its client is asked for one once, which is not sent.
+Endpoint, region, headers and what is signed are taken from that, and a request made here must
+come out the same. Where it does not, or where somebody's hooks or a proxy have a part in it,
+boto3 goes on sending. Credentials, signatures, the parsing of errors, connections and the trust
+in certificates are those of boto3's client and of botocore's and urllib3's own code.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from ssl import SSLError
+from types import FunctionType, SimpleNamespace
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from botocore import exceptions, parsers
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest, AWSResponse, HeadersDict
+from botocore.client import BaseClient
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+
+# What a call passes in boto3. A listener that isn't botocore's own may do anything.
+_EVENTS: Final = (
+    "provide-client-params", "before-parameter-build", "before-endpoint-resolution",
+    "before-call", "request-created", "choose-signer", "before-sign", "before-send",
+    "response-received", "before-parse", "needs-retry", "after-call", "after-call-error",
+)  # fmt: skip
+_PROBE: Final[dict[str, Any]] = {
+    "Destination": {"ToAddresses": ["probe@example.com"]},
+    "Content": {"Raw": {"Data": b"\xff"}},
+    "EmailTags": [{"Name": "probe", "Value": "probe"}],
+}
+_CHANGES: Final = re.compile(
+    "amz-sdk-invocation-id|authorization|content-length|x-amz-(date|security-token)", re.IGNORECASE
+)
+_STAYS: Final = re.compile("amz-sdk-request|content-type|user-agent", re.IGNORECASE)
+_AUTHORIZATION: Final = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(.+)/\d{8}/(.+)/(.+)/aws4_request, SignedHeaders=(.+), Signature="
+)
+# Of a large request, each such piece may take the whole timeout.
+_PIECE_BYTES: Final = 256 * 1024
+
+
+def make_lean(client: Any, credentials: Any) -> LeanSender | None:
+    """``client.send_email`` made lean; ``None``: something about ``client`` is unusual.
+
+    ``credentials`` are those of the client's session.
+
+    Raises:
+        BotoCoreError: there can be no request, for want of credentials or a region.
+    """
+    if _has_hooks(client):
+        return None
+    recorded = _record(client)
+    proxies = client._endpoint.http_session._proxy_config  # noqa: SLF001
+    scope = _AUTHORIZATION.match(_to_text(recorded.headers["Authorization"]))
+    is_usual = recorded.method == "POST" and re.match("https?://[^@#]+$", recorded.url)
+    is_known = all(_CHANGES.fullmatch(k) or _STAYS.fullmatch(k) for k in recorded.headers)
+    if not scope or not is_usual or not is_known or proxies.proxy_url_for(recorded.url):
+        return None
+    lean = LeanSender(client, credentials, recorded, scope)
+    headers, body = lean.make_request(**_PROBE)
+    is_same = body == recorded.body and _compare(headers) == _compare(recorded.headers)
+    return lean if is_same else None
+
+
+def _has_hooks(client: Any) -> bool:
+    """Whether anything but botocore itself listens to calls, or is wrapped around them."""
+    call = vars(BaseClient)["_make_api_call"]
+    if not isinstance(call, FunctionType):
+        return True
+    find = client.meta.events._emitter._handlers.prefix_search  # noqa: SLF001
+    found = [handler for event in _EVENTS for handler in find(f"{event}.sesv2.SendEmail")]
+    names = [getattr(one, "func", one).__module__ for one in found]
+    return not all(n.startswith("botocore.") for n in [call.__globals__["__name__"], *names])
+
+
+def _record(client: Any) -> Any:
+    """The request that boto3 would write for the probe."""
+    requests = []
+    headers: Any = {}
+
+    def take(request: Any, **kwargs: Any) -> AWSResponse:
+        requests.append(request)
+        return AWSResponse(request.url, 200, headers, SimpleNamespace(stream=tuple))
+
+    client.meta.events.register_first("before-send.sesv2.SendEmail", take)
+    try:
+        client.send_email(**_PROBE)
+    finally:
+        client.meta.events.unregister("before-send.sesv2.SendEmail", take)
+    return requests[0]
+
+
+def _to_text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _compare(headers: Mapping[str, str | bytes]) -> object:
+    found = _AUTHORIZATION.match(_to_text(headers["Authorization"]))
+    return found and found.groups(), {
+        name: _CHANGES.fullmatch(name) is not None or _to_text(headers[name]) for name in headers
+    }
+
+
+class _Auth(SigV4Auth):  # type: ignore[misc, unused-ignore]
+    def signature(self, string_to_sign: str, request: Any) -> str:
+        _, *scope = self.scope(request).split("/")
+        key = _derive_key(self.credentials.secret_key, *scope)
+        return hmac.digest(key, string_to_sign.encode(), "sha256").hex()
+
+
+@lru_cache(maxsize=4)
+def _derive_key(secret: str, *scope: str) -> bytes:
+    """The signing key of a day. Source: IAM user guide, "Create a signed AWS API request"."""
+    key = f"AWS4{secret}".encode()
+    for part in scope:
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+class LeanSender:
+    """Calls of ``SendEmail`` from many threads: takes, returns and raises what boto3 does."""
+
+    def __init__(self, client: Any, credentials: Any, request: Any, scope: re.Match[str]) -> None:
+        model, http = client.meta.service_model, client._endpoint.http_session  # noqa: SLF001
+        self._parser = parsers.create_parser(model.resolved_protocol)
+        self._shape = model.operation_model("SendEmail").output_shape
+        self._url, self._credentials = request.url, credentials
+        self._make_auth = partial(_Auth, region_name=scope[2], service_name=scope[3])
+        kept = {k: _to_text(v) for k, v in request.headers.items() if _STAYS.fullmatch(k)}
+        signed = scope[4].split(";")
+        self._signed = {name: value for name, value in kept.items() if name.lower() in signed}
+        self._unsigned = {name: value for name, value in kept.items() if name not in self._signed}
+        # As urllib3 writes it, without a port that goes without saying.
+        parts = urlsplit(request.url)
+        host = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._start = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n"
+        self._pool = http._manager.connection_from_url(request.url)  # noqa: SLF001
+        http._setup_ssl_cert(self._pool, request.url, http._verify)  # noqa: SLF001
+        self._read_timeout = client.meta.config.read_timeout
+
+    def __call__(self, **call: Any) -> Mapping[str, Any]:
+        """As ``send_email`` of boto3's client."""
+        status, headers, body = self._exchange(*self.make_request(**call))
+        if status == 200:
+            try:
+                return {"MessageId": json.loads(body)["MessageId"]}
+            except (ValueError, KeyError, TypeError):
+                return {}
+        answer = {"status_code": status, "headers": HeadersDict(headers), "body": body}
+        raise exceptions.ClientError(self._parser.parse(answer, self._shape), "SendEmail")
+
+    def make_request(self, **call: Any) -> tuple[Any, bytes]:
+        """Headers and body for the arguments of ``send_email``."""
+        text = json.dumps({**call, "Content": {"Raw": {"Data": ""}}})
+        # No text within has these quotes: they would be escaped.
+        before, quote, after = text.partition('"Data": "')
+        data = base64.b64encode(call["Content"]["Raw"]["Data"])
+        body = b"".join(((before + quote).encode(), data, after.encode()))
+        request = AWSRequest("POST", self._url, self._signed, body)
+        self._make_auth(self._credentials.get_frozen_credentials()).add_auth(request)
+        more = {"amz-sdk-invocation-id": str(uuid.uuid4()), "Content-Length": str(len(body))}
+        return dict(request.headers.items()) | self._unsigned | more, body
+
+    def _exchange(self, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"{self._start}{lines}\r\n".encode("latin-1")
+        # A kept connection that the other side has closed, urllib3 notices here.
+        connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
+        where = {"endpoint_url": self._url}
+        try:
+            if connection.sock is None:
+                self._connect(connection)
+            if len(body) <= _PIECE_BYTES:
+                head, body = head + body, b""
+            connection.sock.sendall(head)
+            for start in range(0, len(body), _PIECE_BYTES):
+                connection.sock.sendall(memoryview(body)[start : start + _PIECE_BYTES])
+            with HTTPResponse(connection.sock, method="POST") as response:
+                answer = _read_good(response.fp.peek())
+                if answer is not None:
+                    is_kept = True
+                    return 200, {}, answer
+                response.begin()
+                try:
+                    answer, is_kept = response.read(), not response.will_close
+                except IncompleteRead as error:  # the status says something all the same
+                    answer = error.partial
+                return response.status, response.headers, answer
+        except exceptions.BotoCoreError:  # from connecting; some are an OSError as well
+            raise
+        except TimeoutError as error:
+            raise exceptions.ReadTimeoutError(**where, error=error) from error
+        except (OSError, HTTPException) as error:
+            raise exceptions.ConnectionClosedError(**where, error=error) from error
+        finally:
+            if not is_kept:
+                connection.close()
+            self._pool._put_conn(connection)  # noqa: SLF001
+
+    def _connect(self, connection: Any) -> None:
+        where = {"endpoint_url": self._url}
+        try:
+            connection.connect()
+        except (SSLError, ValueError) as error:  # urllib3's CertificateError is a ValueError
+            raise exceptions.SSLError(**where, error=error) from error
+        except (OSError, HTTPError) as error:
+            is_late = isinstance(error, ConnectTimeoutError | TimeoutError)
+            # urllib3's other failures to connect are a kind of its timeout.
+            is_late = is_late and not isinstance(error, NewConnectionError)
+            names = exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError
+            raise names[is_late](**where, error=error) from error
+        connection.sock.settimeout(self._read_timeout)
+
+
+def _read_good(answer: bytes) -> bytes | None:
+    """The body of a good answer that came in one piece and leaves the connection open.
+
+    It saves ``http.client``'s way of reading, which takes longer than the signature.
+    """
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    is_whole = lines[0].startswith(b"http/1.1 200 ") and b"content-length: %d" % len(body) in lines
+    is_odd = any(line.startswith((b"transfer-encoding:", b"connection: close")) for line in lines)
+    return body if is_whole and not is_odd else None

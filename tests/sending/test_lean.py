@@ -1,0 +1,426 @@
+"""The lean sender writes what boto3 writes, and leaves to boto3 what is unusual."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import re
+import socket
+import socketserver
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from botocore import auth, client, handlers
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connect_mailer.exceptions import InDoubt, Unavailable
+from connect_mailer.sending import lean
+from connect_mailer.sending.ses import Envelope, SESClient
+
+ID = "0100018c2f6b7a3e-6f9619ff-8b86-4011-b42d-00cf4fc964ff-000000"
+ENVELOPE = Envelope(
+    sender="site@example.com",
+    recipients=("jo@example.org",),
+    mime=b"From: site@example.com\r\n\r\nBody\r\n",
+    tags={"connect-mailer-id": "6f9619ff-8b86-d011-b42d-00cf4fc964ff"},
+)
+
+
+class Recorder(socketserver.StreamRequestHandler):
+    """Notes requests as they come, byte by byte, and accepts them."""
+
+    def handle(self) -> None:
+        while (lines := [self.rfile.readline()]) != [b""]:
+            while lines[-1] != b"\r\n":
+                lines.append(self.rfile.readline())
+            [length] = [line.split()[1] for line in lines if line.startswith(b"Content-Length:")]
+            self.server.requests.append((lines, self.rfile.read(int(length))))  # type: ignore[attr-defined]
+            body = json.dumps({"MessageId": ID}).encode()
+            head = self.server.head or b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"  # type: ignore[attr-defined]
+            self.wfile.write(head % len(body) + body)
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[Any]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as server:
+        server.daemon_threads = True
+        server.requests = []  # type: ignore[attr-defined]
+        server.head = b""  # type: ignore[attr-defined]
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # moto's stays in every later client of the process that imported it.
+    own = [one for one in handlers.BUILTIN_HANDLERS if one[1].__module__.startswith("botocore.")]
+    monkeypatch.setattr(handlers, "BUILTIN_HANDLERS", own)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make(url: str | None, **changes: Any) -> SESClient:
+    options: dict[str, Any] = {
+        "region": "us-east-1",
+        "endpoint_url": url,
+        "access_key_id": "test",
+        "secret_access_key": "secret",
+        "configuration_set": None,
+        "tenant": None,
+        "concurrency": 4,
+        "connect_timeout": 3.0,
+        "read_timeout": 10.0,
+    }
+    return SESClient(**{**options, **changes})
+
+
+def is_lean(made: SESClient) -> bool:
+    chosen = made._choose(made._get_client())
+    made.close()
+    return isinstance(chosen, lean.LeanSender)
+
+
+def read(request: tuple[list[bytes], bytes]) -> tuple[bytes, list[bytes], bytes]:
+    """A request without what may differ: the order of its headers, and who makes it."""
+    (first, *lines), body = request
+    lines = [line for line in lines if not line.startswith(b"User-Agent:")]
+    identity = rb"(amz-sdk-invocation-id: )[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\r\n"
+    lines = [re.sub(identity, rb"\1", line) for line in lines]
+    assert b"amz-sdk-invocation-id: " in lines
+    return first, sorted(lines), body
+
+
+YEAR_2000 = dt.datetime(2000, 1, 1)  # noqa: DTZ001 - as hypothesis wants it
+TAGS = st.dictionaries(*[st.from_regex(r"[A-Za-z0-9_-]{1,256}", fullmatch=True)] * 2, max_size=5)
+ENVELOPES = st.builds(
+    Envelope,
+    sender=st.just("site@example.com"),
+    recipients=st.lists(st.text(st.characters(codec="ascii"), min_size=1), max_size=50).map(tuple),
+    mime=st.binary(max_size=5000),
+    tags=TAGS | st.just({'"Data": "': '"Data": "'}),
+)
+
+
+@pytest.fixture(scope="module")
+def clients(recorder: Any) -> Iterator[Callable[..., Any]]:
+    made: dict[Any, SESClient] = {}
+
+    def get(is_lean: bool, token: str | None, extra: str | None) -> SESClient:
+        key = (is_lean, token, extra)
+        if key not in made:
+            options: Any = {"session_token": token, "configuration_set": extra, "tenant": extra}
+            made[key] = make(recorder.url, is_lean=is_lean, **options)
+            made[key].send(ENVELOPE)
+            recorder.requests.pop()
+            kind = type(made[key]._send_email) is lean.LeanSender
+            assert kind is is_lean
+        return made[key]
+
+    yield get
+    for one in made.values():
+        one.close()
+
+
+class TestRequest:
+    @settings(deadline=None)
+    @given(
+        envelope=ENVELOPES,
+        now=st.datetimes(min_value=YEAR_2000, timezones=st.just(dt.UTC)),
+        token=st.sampled_from([None, "a token+/="]),
+        extra=st.sampled_from([None, "events"]),
+    )
+    def test_is_that_of_boto3(
+        self,
+        recorder: Any,
+        clients: Callable[..., Any],
+        envelope: Envelope,
+        now: dt.datetime,
+        token: str | None,
+        extra: str | None,
+    ) -> None:
+        recorder.requests.clear()
+        with mock.patch.object(auth, "get_current_datetime", return_value=now):
+            for is_lean in (True, False):
+                assert clients(is_lean, token, extra).send(envelope) == ID
+
+        by_lean, by_boto3 = map(read, recorder.requests)
+        assert by_lean == by_boto3
+
+    def test_of_a_large_message(self, recorder: Any) -> None:
+        mime = os.urandom(3 * lean._PIECE_BYTES)
+        recorder.requests.clear()
+        for is_lean in (True, False):
+            made = make(recorder.url, is_lean=is_lean)
+            made.send(Envelope(sender="", recipients=("a@b.c",), mime=mime, tags={}))
+            made.close()
+
+        assert recorder.requests[0][1] == recorder.requests[1][1]
+
+    @pytest.mark.parametrize("path", ["", "/", "/ses", "/ses/"])
+    def test_to_an_endpoint_with_a_path(self, recorder: Any, path: str) -> None:
+        recorder.requests.clear()
+        for is_lean in (True, False):
+            made = make(recorder.url + path, is_lean=is_lean)
+            made.send(ENVELOPE)
+            made.close()
+
+        assert recorder.requests[0][0][0] == recorder.requests[1][0][0]
+
+    @pytest.mark.parametrize(
+        ("name", "host"),
+        [
+            ("", "email.eu-west-1.amazonaws.com"),
+            ("AWS_USE_FIPS_ENDPOINT", "email-fips.eu-west-1.amazonaws.com"),
+            ("AWS_USE_DUALSTACK_ENDPOINT", "email.eu-west-1.api.aws"),
+        ],
+    )
+    def test_goes_where_boto3_goes(
+        self, name: str, host: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if name:
+            monkeypatch.setenv(name, "true")
+        made = make(None, region="eu-west-1")
+        chosen: Any = made._choose(made._get_client())
+        assert isinstance(chosen, lean.LeanSender)
+        assert chosen._url == f"https://{host}/v2/email/outbound-emails"
+        assert f"\r\nHost: {host}\r\n" in chosen._start
+
+    @pytest.mark.parametrize("is_lean", [True, False])
+    def test_credentials_are_refreshed(
+        self, recorder: Any, is_lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "keys.py").write_text(KEYS)
+        (tmp_path / "config").write_text(
+            f"[default]\ncredential_process = {sys.executable} {tmp_path / 'keys.py'}\n"
+        )
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        made = make(recorder.url, is_lean=is_lean, access_key_id=None, secret_access_key=None)
+        recorder.requests.clear()
+
+        made.send(ENVELOPE)
+        made.send(ENVELOPE)
+        made.close()
+
+        keys = [
+            int(match[1])
+            for lines, _ in recorder.requests
+            if (match := re.search(rb"Credential=KEY(\d+)/.* Signature=", b"".join(lines)))
+        ]
+        assert len(keys) == 2
+        assert keys[0] < keys[1]
+
+
+# They are about to expire, so that each request gets new ones.
+KEYS = """
+import datetime, json, pathlib
+count = pathlib.Path(__file__).with_name("count")
+number = int(count.read_text()) + 1 if count.exists() else 1
+count.write_text(str(number))
+expiry = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=1)
+print(json.dumps({
+    "Version": 1, "AccessKeyId": f"KEY{number}", "SecretAccessKey": "s", "SessionToken": "t",
+    "Expiration": expiry.isoformat(),
+}))
+"""
+
+
+class TestAnswer:
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length:%d\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n",
+        ],
+    )
+    def test_in_an_unusual_form(self, recorder: Any, head: bytes) -> None:
+        recorder.head = head
+        try:
+            made = make(recorder.url, read_timeout=0.2)
+            if b"chunked" not in head:
+                assert made.send(ENVELOPE) == ID
+            else:  # and the end of it is missing
+                with pytest.raises(InDoubt):
+                    made.send(ENVELOPE)
+            made.close()
+        finally:
+            recorder.head = b""
+
+
+class TestUnusual:
+    """Left to boto3."""
+
+    def test_the_usual(self, recorder: Any) -> None:
+        assert is_lean(make(recorder.url))
+
+    def test_switched_off(self, recorder: Any) -> None:
+        assert not is_lean(make(recorder.url, is_lean=False))
+
+    @pytest.mark.parametrize("event", ["before-send", "request-created.sesv2", "after-call"])
+    def test_hooks(self, recorder: Any, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        more = [*handlers.BUILTIN_HANDLERS, (event, lambda **kwargs: None)]
+        monkeypatch.setattr(handlers, "BUILTIN_HANDLERS", more)
+
+        assert not is_lean(make(recorder.url))
+
+    def test_wrapped(self, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As tracing libraries do."""
+        call = client.BaseClient._make_api_call
+        wrapper = lambda self, *args: call(self, *args)  # noqa: E731
+        monkeypatch.setattr(client.BaseClient, "_make_api_call", wrapper)
+
+        assert not is_lean(make(recorder.url))
+
+    def test_a_proxy(self, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        monkeypatch.setenv("NO_PROXY", "")
+
+        assert not is_lean(make(recorder.url))
+
+    def test_another_signature(self, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(auth.SigV4Auth, "scope", lambda self, request: "test/another")
+
+        assert not is_lean(make(recorder.url))
+
+    def test_a_header_more(self, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "f")
+        monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-5759e988-bd862e3fe1be46a994272793")
+
+        assert not is_lean(make(recorder.url))
+
+    def test_a_botocore_that_is_made_differently(
+        self, recorder: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(lean.AWSRequest, "__init__")
+
+        assert not is_lean(make(recorder.url))
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, key_file = folder / "certificate.pem", folder / "key.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return pem, key_file
+
+
+@pytest.mark.parametrize("is_lean", [True, False])
+class TestTLS:
+    @pytest.fixture
+    def serve(self, tmp_path: Path) -> Iterator[Callable[..., tuple[str, Path, Any]]]:
+        servers = []
+
+        def start(name: str) -> tuple[str, Path, Any]:
+            pem, key = make_certificate(tmp_path, name)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pem, key)
+
+            class Handler(Recorder):
+                def setup(self) -> None:
+                    self.server.opened += 1  # type: ignore[attr-defined]
+                    self.request = context.wrap_socket(self.request, server_side=True)
+                    super().setup()
+
+                def finish(self) -> None:
+                    super().finish()
+                    self.request.close()
+
+            server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+            server.daemon_threads = True
+            server.handle_error = lambda *args: None  # type: ignore[method-assign]
+            server.requests, server.head, server.opened = [], b"", 0  # type: ignore[attr-defined]
+            threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+            servers.append(server)
+            return f"https://localhost:{server.server_address[1]}", pem, server
+
+        yield start
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+    def test_is_kept(self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        url, pem, server = serve("localhost")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+        made = make(url, is_lean=is_lean)
+
+        assert [made.send(ENVELOPE) for _ in range(3)] == [ID] * 3
+
+        made.close()
+        assert server.opened == 1
+
+    def test_nobody_vouches_for_it(self, is_lean: bool, serve: Any) -> None:
+        url, _, server = serve("localhost")
+
+        made = make(url, is_lean=is_lean)
+        with pytest.raises(Unavailable, match="SSLError"):
+            made.send(ENVELOPE)
+        made.close()
+        assert server.requests == []
+
+    def test_it_has_another_name(
+        self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url, pem, server = serve("example.org")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+
+        made = make(url, is_lean=is_lean)
+        with pytest.raises(Unavailable, match="SSLError"):
+            made.send(ENVELOPE)
+        made.close()
+        assert server.requests == []
+
+    def test_it_breaks_after_the_request(
+        self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url, pem, server = serve("localhost")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+
+        def handle(self: Recorder) -> None:
+            self.rfile.readline()
+            with socket.socket(fileno=self.request.detach()) as raw:
+                raw.sendall(b"nonsense" * 10)
+
+        monkeypatch.setattr(server.RequestHandlerClass, "handle", handle)
+
+        made = make(url, is_lean=is_lean)
+        with pytest.raises(InDoubt):
+            made.send(ENVELOPE)
+        made.close()
