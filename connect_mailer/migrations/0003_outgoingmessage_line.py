@@ -1,3 +1,5 @@
+from typing import Any
+
 from django.db import migrations, models
 
 
@@ -7,9 +9,12 @@ class AddIndexOnline(migrations.AddIndex):
     MySQL does so by itself; Django's own operation for PostgreSQL needs that database.
     """
 
-    def database_forwards(self, app_label, schema_editor, from_state, to_state):
+    def database_forwards(
+        self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
+    ) -> None:
         if schema_editor.connection.vendor != 'postgresql':
-            return super().database_forwards(app_label, schema_editor, from_state, to_state)
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            return
         model = to_state.apps.get_model(app_label, self.model_name)
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             schema_editor.add_index(model, self.index, concurrently=True)
