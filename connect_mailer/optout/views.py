@@ -107,11 +107,7 @@ def _render(
     request: HttpRequest, name: str, *, status: int = 200, **context: object
 ) -> HttpResponse:
     style = render_to_string("connect_mailer/pages.css")
-    # A LocaleMiddleware has decided already; without one, readers still have a language.
-    language = getattr(request, "LANGUAGE_CODE", None) or translation.get_language_from_request(
-        request
-    )
-    with translation.override(language):
+    with translation.override(_choose_language(request)):
         response = render(
             request,
             f"connect_mailer/{name}.html",
@@ -124,6 +120,17 @@ def _render(
     response.headers["X-Robots-Tag"] = "noindex"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
+
+
+def _choose_language(request: HttpRequest) -> str:
+    # A LocaleMiddleware has decided already; without one, readers still have a language.
+    language: str = getattr(
+        request, "LANGUAGE_CODE", None
+    ) or translation.get_language_from_request(request)
+    with translation.override(language):
+        # Without a catalog of this app or the site the page is English, and has to say so.
+        is_translated = translation.gettext("Unsubscribed") != "Unsubscribed"
+    return language if is_translated or language.startswith("en") else "en"
 
 
 def _policy(style: str) -> str:

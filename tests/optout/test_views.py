@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy
 from connect_mailer.conf import conf
 from connect_mailer.models import Unsubscribe
 from connect_mailer.optout.tokens import make_old_code, make_token
+from tests.optout.arabic import ARABIC, write_catalog
 
 pytestmark = pytest.mark.django_db
 
@@ -398,9 +399,17 @@ def test_pages_speak_the_language_of_the_reader(language, title, client):
     assert translation.get_language() == before
 
 
-def test_right_to_left(client):
+def test_a_language_without_a_catalog_is_not_claimed(client):
     page = client.get(_url(), headers={"accept-language": "ar"}).content.decode()
-    assert 'lang="ar" dir="rtl"' in page
+    assert 'lang="en" dir="ltr"' in page
+
+
+def test_right_to_left_with_a_catalog_of_the_site(client, settings, tmp_path):
+    write_catalog(tmp_path, "ar", ARABIC)
+    settings.LOCALE_PATHS = [tmp_path]
+    response = client.get(_url(), headers={"accept-language": "ar"})
+    assert 'lang="ar" dir="rtl"' in response.content.decode()
+    assert _buttons(response.content.decode()) == {ARABIC["Unsubscribe"]: _url()}
 
 
 def test_the_language_that_the_site_decided_on_wins(settings, client):
