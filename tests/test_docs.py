@@ -123,6 +123,12 @@ def test_every_status_is_explained(status: str) -> None:
     assert f"   * - ``{status}``\n" in read("how-it-works.rst")
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.rst")))
+def test_a_test_that_is_named_exists(name: str) -> None:
+    for path, test in re.findall(r"``(tests/\S+\.py)::(\w+)``", read(name)):
+        assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
+
+
 def test_the_root_of_the_exceptions_is_named() -> None:
     assert f"connect_mailer.exceptions.{exceptions.ConnectMailerError.__name__}" in read(
         "index.rst"
