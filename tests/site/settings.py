@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -22,4 +23,5 @@ CONNECT_MAILER = {
     "SES_REGION": "us-east-1",
     "SES_ENDPOINT_URL": os.environ["SITE_SES_URL"],
     "MAX_DRAINS": 4,
+    **json.loads(os.environ.get("SITE_CONNECT_MAILER", "{}")),
 }
