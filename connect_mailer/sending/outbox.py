@@ -487,21 +487,20 @@ def _settle_sent(sent: Sequence[Sent], stream: str, *, keep_bodies: bool, using:
 
 
 def _update(results: Sequence[Any], using: str, **changes: Any) -> int:
-    """One UPDATE for all results; a callable value is different for each of them.
+    """One UPDATE for the results of each claim; a callable value is different for each of them.
 
-    Returns how many rows it changed.
+    A drain that was suspended may have claimed a row of its own anew: what it says about the
+    first claim must not touch the second. Returns how many rows it changed.
     """
-    if not results:
-        return 0
-    return (
-        OutgoingMessage.objects.using(using)
-        .filter(
-            pk__in=[result.pk for result in results],
-            claim__in={result.claim for result in results},
-            status=Status.SENDING,
+    changed = 0
+    for claim in {result.claim for result in results}:
+        of_claim = [result for result in results if result.claim == claim]
+        changed += (
+            OutgoingMessage.objects.using(using)
+            .filter(pk__in=[result.pk for result in of_claim], claim=claim, status=Status.SENDING)
+            .update(**{name: _choose(name, value, of_claim) for name, value in changes.items()})
         )
-        .update(**{name: _choose(name, value, results) for name, value in changes.items()})
-    )
+    return changed
 
 
 def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:

@@ -213,6 +213,52 @@ class TestTimes:
         assert subjects(claim()) == ["a 0"]
 
 
+def end_leases() -> None:
+    OutgoingMessage.objects.filter(status=Status.SENDING).update(due_at=timezone.now())
+
+
+class TestClaims:
+    def test_who_lost_a_row_says_nothing_about_it(self) -> None:
+        queue("a")
+        (lost,) = claim()
+        end_leases()
+        (row,) = claim()
+
+        retry(lost)
+        settle(outbox.Ended.of(lost, status=Status.FAILED, error="no"))
+        settle(outbox.Doubtful.of(lost, error="no answer"))
+
+        now = OutgoingMessage.objects.get()
+        assert (now.status, now.claim, now.last_error) == (Status.SENDING, row.claim, "")
+
+    def test_not_even_where_it_has_the_row_again(self) -> None:
+        queue("a", 2)
+        (lost, _) = claim()
+        end_leases()
+        (row, other) = claim()
+        assert (row.pk, row.claim) == (lost.pk, other.claim)
+
+        settle(
+            *(
+                outbox.Postponed.of(r, delay_seconds=0, error="", counts=False)
+                for r in (lost, other)
+            )
+        )
+
+        assert OutgoingMessage.objects.get(pk=row.pk).claim == row.claim
+        assert OutgoingMessage.objects.get(pk=other.pk).status == Status.QUEUED
+
+    def test_what_was_sent_counts_in_any_case(self) -> None:
+        queue("a")
+        (lost,) = claim()
+        end_leases()
+        claim()
+
+        settle(outbox.Sent.of(lost, ses_message_id="1"))
+
+        assert OutgoingMessage.objects.get().status == Status.SENT
+
+
 def test_rows_of_an_earlier_version_stand_in_line_by_themselves() -> None:
     queue("old", 3)
     OutgoingMessage.objects.update(lane=None, turn=None)
