@@ -325,7 +325,13 @@ class Conf:
             return None
         headers = self.legacy("DKIM_HEADERS") or ("From", "To", "Cc", "Subject")
         entries = headers.split(",") if isinstance(headers, str) else headers
+        selector = self.legacy("DKIM_SELECTOR") or "ses"
+        if not isinstance(entries, list | tuple):
+            raise _wrong("DKIM_HEADERS", headers, "a list of names, such as ['From', 'Subject']")
         names = tuple(str(name).strip() for name in entries)
+        for name, value in (("DKIM_DOMAIN", domain), ("DKIM_SELECTOR", selector)):
+            if not str(value).isascii():
+                raise _wrong(name, value, "ASCII; of a domain, its form that begins with xn--")
         if unsigned := [name for name in names if name.lower() in NEVER_SIGNED]:
             raise ConfigurationError(
                 f"DKIM_HEADERS has {unsigned}, which SES writes itself after the signature: no "
@@ -333,7 +339,7 @@ class Conf:
             )
         return DKIMOptions(
             domain=str(domain),
-            selector=str(self.legacy("DKIM_SELECTOR") or "ses"),
+            selector=str(selector),
             private_key=key.decode() if isinstance(key, bytes) else str(key),
             headers=names,
         )

@@ -249,6 +249,8 @@ def test_nothing_is_signed_unless_it_is_asked_for(ses):
     [
         ({"DKIM_PRIVATE_KEY": "a file name"}, "DKIM_PRIVATE_KEY can't be read"),
         ({"DKIM_PRIVATE_KEY": _pem(ec.generate_private_key(ec.SECP256R1()))}, "must be an RSA"),
+        ({"DKIM_DOMAIN": "müller.example"}, "DKIM_DOMAIN is 'müller.example'.*xn--"),
+        ({"DKIM_HEADERS": 7}, "DKIM_HEADERS is 7"),
         ({"DKIM_HEADERS": ["From", "Message-ID"]}, r"DKIM_HEADERS has \['Message-ID'\]"),
     ],
 )

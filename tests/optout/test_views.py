@@ -332,6 +332,19 @@ def test_an_old_link(email, client):
 
 
 @pytest.mark.usefixtures("_secret")
+def test_an_old_link_is_not_in_title_and_log(client, caplog):
+    caplog.set_level("DEBUG")
+    for code in (CODE, "wrong"):
+        link = f"/mail/unsubscribe/?email=test@test.com&code={code}"
+        for response in (client.get(link), client.post(link)):
+            assert "test@" not in _title(response)
+            assert response["Referrer-Policy"] == "no-referrer"
+        client.put(link)
+    assert "opted out of all mail" in caplog.text
+    assert "test@" not in caplog.text
+
+
+@pytest.mark.usefixtures("_secret")
 def test_an_old_link_from_before_the_plus_was_escaped(client):
     code = make_old_code("Ada+News@example.com", "abcd")
     for written in ("Ada+News@example.com", "Ada%2BNews@example.com"):
