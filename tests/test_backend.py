@@ -372,6 +372,8 @@ class TestRefusals:
             {"stream": "fast"},
             {"send_after": "tomorrow"},
             {"tags": "one"},
+            {"mailing_list": "x" * 101},
+            {"mailing_list": 7},
         ],
     )
     def test_bad_options_are_named(self, options: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import sys
 from email import message_from_bytes, policy
 from urllib.parse import urlsplit
 
+import django
 import dkim
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -136,6 +137,40 @@ def test_without_split_several_readers_have_no_link(ses):
     (mail,) = _send(ses, _message("jo@example.org", "eve@example.org"))
     assert mail.recipients == ("jo@example.org", "eve@example.org")
     assert "List-Unsubscribe" not in mail.message
+
+
+def test_a_click_of_the_provider_stops_what_waits(ses):
+    (first,) = _send(ses, _message("jo@example.org"))
+    assert ConnectMailerBackend().send_messages([_message("jo@example.org")]) == 1
+    link = urlsplit(first.message["List-Unsubscribe"].strip("<>"))
+    key, value = first.message["List-Unsubscribe-Post"].split("=")
+    provider = Client(enforce_csrf_checks=True)
+    assert provider.post(link.path, {key: value}).status_code == 200
+    deliver_all()
+    assert ses.mailbox() == [first]
+    assert OutgoingMessage.objects.order_by("pk").last().status == "suppressed"
+    # Account mail reaches her still.
+    TransactionalBackend().send_messages([_message("jo@example.org")])
+    deliver_all()
+    assert len(ses.mailbox()) == 2
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS came with Django 6.1")
+def test_a_list_by_the_options_of_a_mailer(ses, settings):
+    from django.core.mail import mailers
+
+    settings.CONNECT_MAILER["MAILING_LISTS"] = {"digest": "Digest"}
+    settings.MAILERS = {
+        "default": {"BACKEND": "connect_mailer.backend.ConnectMailerBackend"},
+        "digest": {
+            "BACKEND": "connect_mailer.backend.ConnectMailerBackend",
+            "OPTIONS": {"mailing_list": "digest"},
+        },
+    }
+    assert mailers["digest"].send_messages([_message("jo@example.org")]) == 1
+    deliver_all()
+    (mail,) = ses.mailbox()
+    assert _read_link(mail).mailing_list == "digest"
 
 
 def test_an_unknown_list_is_refused(ses, settings):

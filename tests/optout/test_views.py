@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pytest
@@ -142,11 +144,29 @@ def test_it_costs_one_query_and_one_insert(mailing_list, client, settings):
 
 
 @pytest.mark.parametrize("method", ["put", "patch", "delete", "options", "trace"])
-def test_other_methods_are_not_allowed(method, client):
-    response = getattr(client, method)(_url())
+@pytest.mark.parametrize("path", ["", "thanks/", "{token}/", "{token}/undo/"])
+def test_other_methods_are_not_allowed(path, method, client):
+    path = f"/mail/unsubscribe/{path.format(token=make_token(ADDRESS))}"
+    response = getattr(client, method)(path)
     assert response.status_code == 405
     assert response["Allow"] == "GET, HEAD, POST"
     assert not _rows()
+
+
+@pytest.mark.skipif(
+    os.environ.get("TEST_DATABASE") != "postgres", reason="needs connections of its own"
+)
+@pytest.mark.django_db(transaction=True)
+def test_many_at_once_are_one():
+    def post(_):
+        try:
+            return Client().post(_url()).status_code
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as executor:
+        assert set(executor.map(post, range(40))) == {200}
+    assert _rows() == [(ADDRESS, "user", "")]
 
 
 def test_a_site_behind_a_login_still_lets_readers_out(settings, client):
