@@ -66,6 +66,7 @@ def run(
         port=ses_port,
         webhook=f"{site_url}/mail/bouncy/",
         signer=signer,
+        events=True,
         delay_seconds=FEEDBACK_SECONDS,
         rate=RATE,
         latency_seconds=LATENCY_SECONDS,

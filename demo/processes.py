@@ -140,6 +140,12 @@ class Processes:
             self.started.append(process)
         return process
 
+    def kill(self, process: Process) -> None:
+        """Let one die at once, with all of its children, as a machine does that loses power."""
+        os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
+        self.started.remove(process)
+
     def check(self) -> None:
         """Raise ``DemoFailed`` if one of them has ended, or what a signal asks for."""
         self._interrupts.check()

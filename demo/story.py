@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from demo.screen import Check, Screen
 
 FIRST = "Demo Gazette of May"
 SECOND = "Demo Gazette of June"
+THIRD = "Demo Gazette of July"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Round:
 
 
 class Story:
-    """Steps 1 to 4; ``checks`` is what they found."""
+    """Steps 1 to 5; ``checks`` is what they found."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Story:
         self._take_feedback()
         self._opt_out()
         self._send_again()
+        self._survive()
 
     # 1
 
@@ -251,10 +253,53 @@ class Story:
             not any(errors.values()),
         )
 
+    # 5
+
+    def _survive(self) -> None:
+        expected = self._count_expected({BOUNCES, COMPLAINS, READER})
+        total = sum(expected.values())
+        self._screen.step("5. The same once more, and in the middle of it a worker is killed")
+        killed: list[str] = []
+        claimed: list[int] = []
+
+        def kill() -> None:
+            worker = max(self._processes.started, key=lambda one: one.log.stat().st_mtime)
+            self._processes.kill(worker)
+            killed.append(worker.name)
+            claimed.append(
+                OutgoingMessage.objects.filter(status=OutgoingMessage.Status.SENDING).count()
+            )
+
+        sent = self._send(THIRD, total, midway=kill)
+        twice = (sent.arrived - expected).total()
+        self._check(
+            "SIGKILL in mid-batch: every message arrived",
+            f"{killed[0]} died with {claimed[0]} calls on their way; "
+            f"{sent.arrived.total()} recipients, {twice} of them twice, in {sent.duration:.0f} s",
+            # What SES had accepted and nobody had written down yet, SES alone knows of.
+            not expected - sent.arrived and set(sent.arrived) == set(expected),
+        )
+        outbox = Counter(
+            OutgoingMessage.objects.filter(subject=THIRD).values_list("status", flat=True)
+        )
+        self._check(
+            "and the outbox knows it",
+            ", ".join(f"{number} {status}" for status, number in sorted(outbox.items())),
+            set(outbox) == {"sent", "suppressed"},
+        )
+
     # How it is done
 
-    def _send(self, subject: str, total: int, *, reset_for: str = "") -> Round:
+    def _send(
+        self,
+        subject: str,
+        total: int,
+        *,
+        reset_for: str = "",
+        midway: Callable[[], None] | None = None,
+    ) -> Round:
         before = self._ses.stats()
+        todo = [midway] if midway else []
         with (
             ThreadPoolExecutor(1) as visitor,
             self._screen.flow(total) as show,
@@ -268,6 +313,8 @@ class Story:
                 recipients = now.recipients - before.recipients
                 seconds = time.monotonic() - start
                 show(now.accepted - before.accepted, recipients, recipients / max(seconds, 1))
+                if todo and recipients > total / 3:
+                    todo.pop()()
                 return answer.done() and (bool(answer.exception()) or self._is_settled())
 
             self._processes.wait_for("The end of delivery", is_over)
