@@ -48,7 +48,9 @@ def deliver() -> None:
 def sweep() -> None:
     """Wake a drain for what is due: after a lost wake-up, a dead worker, a pause."""
     using = outbox.get_database()
-    if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using):
+    # A broker that was down and brings this works again: what waited for it goes at once.
+    is_back = leases.release(BROKER_DOWN, using=using)
+    if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using) and not is_back:
         return
     tallies.fold(using=using)
     # A wake-up that is pending may be lost, so it is not asked about here.
@@ -103,17 +105,24 @@ def wake() -> None:
             return
         if not leases.acquire(WAKE, WAKE_SECONDS, using=using):
             return
-        if not _publish(deliver):
-            leases.acquire(BROKER_DOWN, BROKER_DOWN_SECONDS, using=using)
+        _publish_deliver(using)
     except Error as error:
         with log_mail.at_work():
             logger.warning("No drain could be asked for: %s", error)
 
 
 def _ask_for_help() -> None:
-    """Ask for a second drain, at most every few seconds."""
-    if leases.acquire(HELP, HELP_SECONDS, using=outbox.get_database()):
-        _publish(deliver)
+    """Ask for a second drain, at most every few seconds; sending waits meanwhile."""
+    using = outbox.get_database()
+    if leases.find_alive(BROKER_DOWN, using=using):
+        return
+    if leases.acquire(HELP, HELP_SECONDS, using=using):
+        _publish_deliver(using)
+
+
+def _publish_deliver(using: str) -> None:
+    if not _publish(deliver):
+        leases.acquire(BROKER_DOWN, BROKER_DOWN_SECONDS, using=using)
 
 
 def _publish(task: Any) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from billiard import current_process
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
 
 from connect_mailer.conf import CALL_SECONDS, conf
 from connect_mailer.exceptions import (
@@ -99,6 +99,11 @@ class Slot:
     starts_at: float
     width_seconds: float
     lease_ends_at: float
+
+    @property
+    def sender(self) -> str:
+        """The envelope's."""
+        return self.envelope.sender
 
     @property
     def delay_seconds(self) -> float:
@@ -501,14 +506,10 @@ class Drain:
         self, rows: Sequence[OutgoingMessage], lease_ends_at: float
     ) -> list[tuple[OutgoingMessage, Envelope]]:
         """Ask suppression again and load the bodies; what won't be sent is a result at once."""
-        if not rows:
-            return []
         try:
-            recipients = self._load_recipients(rows)
-            bodies = OutgoingContent.objects.using(self._using).in_bulk(
-                {row.content_id for row in rows if row.content_id}
-            )
-        except (DatabaseError, InterfaceError):
+            outcomes = self._load_all(rows)
+        except BaseException:
+            # The database went away, a time limit of Celery's: none of them was sent.
             for row in rows:
                 self._add(
                     outbox.Postponed.of(row, delay_seconds=0, error=row.last_error, counts=False),
@@ -516,6 +517,37 @@ class Drain:
                 )
             raise
         prepared = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, Envelope):
+                prepared.append((row, outcome))
+            else:
+                self._add(outcome, lease_ends_at)
+        return prepared
+
+    def _load_all(self, rows: Sequence[OutgoingMessage]) -> list[Envelope | outbox.Result]:
+        """What is to be sent for each row, or what becomes of it instead."""
+        try:
+            return self._load(rows) if rows else []
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:  # noqa: BLE001
+            # Most likely what one of them holds can't be read: that holds up no other.
+            return [self._load_alone(row) for row in rows]
+
+    def _load_alone(self, row: OutgoingMessage) -> Envelope | outbox.Result:
+        try:
+            return self._load([row])[0]
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # noqa: BLE001
+            return self._judge(row, error)
+
+    def _load(self, rows: Sequence[OutgoingMessage]) -> list[Envelope | outbox.Result]:
+        recipients = self._load_recipients(rows)
+        bodies = OutgoingContent.objects.using(self._using).in_bulk(
+            {row.content_id for row in rows if row.content_id}
+        )
+        outcomes: list[Envelope | outbox.Result] = []
         for row in rows:
             of_row = recipients.get(row.pk, [])
             kept = [recipient for recipient in of_row if not recipient.reason]
@@ -541,11 +573,11 @@ class Drain:
                     if len(kept) == 1 and row.stream == OutgoingMessage.Stream.DEFAULT
                     else None,
                 )
-                prepared.append((row, envelope))
+                outcomes.append(envelope)
                 continue
             status, error = end
-            self._add(outbox.Ended.of(row, status=status, error=error), lease_ends_at)
-        return prepared
+            outcomes.append(outbox.Ended.of(row, status=status, error=error))
+        return outcomes
 
     def _load_recipients(
         self, rows: Sequence[OutgoingMessage]
@@ -627,7 +659,7 @@ class Drain:
             result = self._judge(slot, error)
         self._add(result, slot.lease_ends_at)
 
-    def _judge(self, slot: Slot, error: BaseException) -> outbox.Result:
+    def _judge(self, slot: Slot | OutgoingMessage, error: BaseException) -> outbox.Result:
         if isinstance(error, LeaseEnded):
             return self._postpone(slot)
         if isinstance(error, Throttled):
@@ -646,7 +678,7 @@ class Drain:
             logger.error("Row %s failed: %s", slot.pk, error)
             return outbox.Ended.of(slot, status=Status.FAILED, error=str(error))
         if isinstance(error, SenderDenied):
-            self._denied.add(slot.envelope.sender)
+            self._denied.add(slot.sender)
             if len(self._denied) >= MAX_DENIED_SENDERS:
                 self._pause(str(error))
         delay = min(
@@ -664,7 +696,7 @@ class Drain:
         return outbox.Postponed.of(slot, delay_seconds=delay * spread, error=text, counts=True)
 
     def _postpone(
-        self, slot: Slot, error: str = "", delay_seconds: float = 0.0
+        self, slot: Slot | OutgoingMessage, error: str = "", delay_seconds: float = 0.0
     ) -> outbox.Postponed:
         """Back into the queue without counting as an attempt."""
         return outbox.Postponed.of(slot, delay_seconds=delay_seconds, error=error, counts=False)
