@@ -12,7 +12,9 @@ from celery import current_app
 from tests import servers
 
 # Needs PostgreSQL, which is there in those environments that test with it.
-collect_ignore = [] if os.environ.get("TEST_DATABASE") == "postgres" else ["test_workers.py"]
+collect_ignore = (
+    [] if os.environ.get("TEST_DATABASE") == "postgres" else ["test_workers.py", "faults"]
+)
 
 
 @pytest.fixture

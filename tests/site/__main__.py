@@ -1,7 +1,12 @@
-"""``migrate``, ``queue N`` (without a wake-up, as if the broker had lost it), ``drain``."""
+"""What a process of the site does: ``python -m tests.site COMMAND``.
+
+``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it) and ``send N`` (with
+it); ``drain``; ``serve`` (the webhook, until it is ended).
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import django
@@ -19,18 +24,12 @@ def main(command: str, *args: str) -> None:
     elif command == "queue":
         from unittest import mock
 
-        from django.core.mail import EmailMessage
-
         from connect_mailer import tasks
-        from connect_mailer.backend import ConnectMailerBackend
 
         with mock.patch.object(tasks, "_publish"):
-            ConnectMailerBackend().send_messages(
-                [
-                    EmailMessage("Hi", "Body", None, [f"u{number}@example.org"])
-                    for number in range(int(args[0]))
-                ]
-            )
+            send(int(args[0]))
+    elif command == "send":
+        send(int(args[0]))
     elif command == "drain":
         from connect_mailer.conf import conf
         from connect_mailer.sending.delivery import Drain
@@ -48,6 +47,42 @@ def main(command: str, *args: str) -> None:
             using="default",
         )
         sys.stdout.write(f"{drain.run()}\n")
+    elif command == "serve":
+        serve()
+
+
+def send(number: int) -> None:
+    from django.core.mail import EmailMessage
+
+    from connect_mailer.backend import ConnectMailerBackend
+
+    ConnectMailerBackend().send_messages(
+        [EmailMessage("Hi", "Body", None, [f"u{n}@example.org"]) for n in range(number)]
+    )
+
+
+def serve() -> None:
+    """Serve the site on a free port, which it prints; trust who signs with SITE_SIGNER."""
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+    from django.core.wsgi import get_wsgi_application
+
+    from connect_mailer.testing.sns import SNSSigner
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+
+    class Handler(WSGIRequestHandler):
+        def log_message(self, *args: object) -> None:
+            """Nothing: what matters is in the database."""
+
+    SNSSigner.from_pem(os.environ["SITE_SIGNER"], topic_arn=os.environ["SITE_TOPIC"]).trust()
+    server = Server(("127.0.0.1", 0), Handler)
+    server.set_app(get_wsgi_application())
+    sys.stdout.write(f"{server.server_address[1]}\n")
+    sys.stdout.flush()
+    server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ USE_TZ = True
 ROOT_URLCONF = "tests.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DEFAULT_FROM_EMAIL = "site@example.com"
-DATABASES: dict[str, Any] = {"default": {**postgres(), "NAME": os.environ["SITE_DATABASE"]}}
+# On the server of this test run, or on another one.
+SERVER = json.loads(os.environ.get("SITE_SERVER", "null")) or postgres()
+DATABASES: dict[str, Any] = {"default": {**SERVER, "NAME": os.environ["SITE_DATABASE"]}}
 
 CELERY_BROKER_URL = os.environ["SITE_REDIS_URL"]
 
@@ -25,3 +27,5 @@ CONNECT_MAILER = {
     "MAX_DRAINS": 4,
     **json.loads(os.environ.get("SITE_CONNECT_MAILER", "{}")),
 }
+BOUNCY_TOPIC_ARN = os.environ.get("SITE_TOPIC", "")
+ALLOWED_HOSTS = ["*"]
