@@ -34,8 +34,9 @@ SUBSCRIPTION: Final = "Subscription"
 WRITTEN: Final = frozenset({BOUNCE, COMPLAINT, DELIVERY, SEND, REJECT})
 OPEN: Final = "Open"
 CLICK: Final = "Click"
+READ: Final = frozenset({OPEN, CLICK})
 SILENT: Final = frozenset(
-    {OPEN, CLICK, "Rendering Failure", "RenderingFailure", "DeliveryDelay", SUBSCRIPTION}
+    {*READ, "Rendering Failure", "RenderingFailure", "DeliveryDelay", SUBSCRIPTION}
 )
 
 PERMANENT: Final = "Permanent"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from django.apps import apps
 
@@ -21,6 +21,8 @@ from connect_mailer.feedback.events import Event
 from connect_mailer.models import OutgoingRecipient, Unsubscribe, find_user_ids
 
 logger = logging.getLogger(__name__)
+
+DISPATCH_UID: Final = "connect_mailer.feedback.suppress"
 
 
 @dataclass(kw_only=True)
@@ -102,14 +104,53 @@ def follow_subscription(event: Event) -> None:
             )
 
 
+def suppress_all(event: Event) -> None:
+    """Do for all recipients of an event what ``suppress`` does for one row."""
+    wanted: dict[tuple[str, str], None] = {}
+    destination: frozenset[str] | None = None
+    for recipient in event.recipients:
+        if event.kind == events.COMPLAINT:
+            source = _judge_complaint(events.read_text(event.details.get("complaintFeedbackType")))
+        elif event.kind == events.BOUNCE:
+            source = _judge_bounce(event.type, event.subtype, recipient.action)
+        else:
+            return
+        if source is None:
+            continue
+        if destination is None:
+            destination = frozenset(event.destination) or _find_recipients(event.ses_message_id)
+        address = events.find_addressee(recipient.address, destination)
+        address = None if address is None else events.read_address(address)
+        if address is None:
+            logger.warning(
+                "%s is not about a recipient of the mail: nobody is unsubscribed (%s)",
+                event.kind,
+                conf.hash_address(recipient.address),
+            )
+        else:
+            wanted[address, source] = None
+    if wanted:
+        _suppress_all(wanted)
+
+
 def _find_source(row: Any) -> str | None:
     from django_bouncy.models import Bounce, Complaint
 
     if isinstance(row, Complaint):
-        return None if events.is_not_spam(row.feedback_type) else Unsubscribe.Source.COMPLAINT.value
-    if not isinstance(row, Bounce) or not row.hard or events.is_delayed(row.action):
+        return _judge_complaint(row.feedback_type)
+    if not isinstance(row, Bounce):
         return None
-    if row.bounce_subtype == events.UNSUBSCRIBED:
+    return _judge_bounce(events.PERMANENT if row.hard else "", row.bounce_subtype, row.action)
+
+
+def _judge_complaint(feedback_type: str | None) -> str | None:
+    return None if events.is_not_spam(feedback_type) else Unsubscribe.Source.COMPLAINT.value
+
+
+def _judge_bounce(kind: str, subtype: str, action: str | None) -> str | None:
+    if kind != events.PERMANENT or events.is_delayed(action):
+        return None
+    if subtype == events.UNSUBSCRIBED:
         return Unsubscribe.Source.USER.value
     return Unsubscribe.Source.BOUNCE.value
 
@@ -133,8 +174,12 @@ def _find_address(row: Any, message: Mapping[str, Any]) -> str | None:
 def _find_destination(row: Any, message: Mapping[str, Any]) -> frozenset[str]:
     if destination := events.read_destination(message):
         return frozenset(destination)
+    return _find_recipients(row.mail_id)
+
+
+def _find_recipients(ses_message_id: str) -> frozenset[str]:
     return frozenset(
-        OutgoingRecipient.objects.filter(message__ses_message_id=row.mail_id)
+        OutgoingRecipient.objects.filter(message__ses_message_id=ses_message_id)
         .exclude(message__ses_message_id="")
         .exclude(status=OutgoingRecipient.Status.SUPPRESSED)
         .values_list("address", flat=True)
@@ -170,4 +215,4 @@ def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
 if "django_bouncy" in apps.app_configs:
     from django_bouncy import signals as bouncy_signals
 
-    bouncy_signals.feedback.connect(suppress, dispatch_uid="connect_mailer.feedback.suppress")
+    bouncy_signals.feedback.connect(suppress, dispatch_uid=DISPATCH_UID)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from django.conf import settings
-from django.db import IntegrityError, models, transaction
+from django.db import connections, models, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Q
 from django.utils import timezone
 
@@ -23,6 +24,7 @@ from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
 from connect_mailer.feedback.sns import Notification
 from connect_mailer.models import (
+    MAX_RECIPIENTS,
     MessageEvent,
     NotificationReceipt,
     OutgoingContent,
@@ -34,6 +36,10 @@ from connect_mailer.tallies import SIMULATOR_DOMAIN, count
 
 logger = logging.getLogger(__name__)
 
+# SNS waits 15 s for an answer. Where another transaction holds what this one needs, it is
+# better to be asked again than to be late. Source: Amazon SNS Developer Guide, "Amazon SNS
+# message delivery retries".
+LOCK_SECONDS: Final = 2
 _MAX_REASON: Final = 2000
 # Openings and clicks that are kept of one message: machines open mail over and over.
 _MAX_READINGS: Final = 50
@@ -49,8 +55,7 @@ _RANKS: Final = {
 }
 
 
-class AlreadyTakenError(Exception):
-    """This notification was taken before: nothing is to be done."""
+_Statement = tuple[str, list[Any]]
 
 
 def make_receipt(notification: Notification, *, using: str) -> None:
@@ -60,37 +65,23 @@ def make_receipt(notification: Notification, *, using: str) -> None:
     look-up first: SQLite would refuse to turn a read into a write where another one writes.
 
     Raises:
-        AlreadyTakenError: it was. The transaction has to be rolled back.
+        IntegrityError: it was (``is_taken``). The transaction has to be rolled back.
     """
-    key = notification.message_id
-    if len(key) > 100:
-        key = hashlib.sha256(key.encode()).hexdigest()
-    try:
-        NotificationReceipt(message_id=key).save(using=using, force_insert=True)
-    except IntegrityError as error:
-        raise AlreadyTakenError from error
+    _execute([_insert_receipt(notification, connections[using])], using)
+
+
+def is_taken(notification: Notification, *, using: str) -> bool:
+    """Whether there is a receipt, so that an ``IntegrityError`` loses nothing."""
+    key = _make_key(notification)
+    return NotificationReceipt.objects.using(using).filter(message_id=key).exists()
 
 
 def make_rows(event: Event, notification: Notification) -> list[models.Model]:
     """Write django-bouncy's rows, one a recipient, in one statement; return them."""
-    from django_bouncy.models import Bounce, Complaint, Delivery
-
-    model = {events.BOUNCE: Bounce, events.COMPLAINT: Complaint, events.DELIVERY: Delivery}.get(
-        event.kind
-    )
+    model = _get_model(event)
     if model is None or not event.recipients:
         return []
-    shared = {
-        "sns_topic": notification.topic_arn,
-        "sns_messageid": notification.message_id,
-        "mail_timestamp": _make_time(event.sent_at)
-        or _make_time(events.read_time(notification.data["Timestamp"]))
-        or timezone.now(),
-        "mail_id": event.ses_message_id,
-        "mail_from": event.sender,
-        **_describe(event),
-    }
-    shared = _cut(model, shared)
+    shared = _cut(model, _describe_all(event, notification))
     rows = [
         model(**shared, **_cut(model, _describe_recipient(event, recipient)))
         for recipient in event.recipients
@@ -99,8 +90,125 @@ def make_rows(event: Event, notification: Notification) -> list[models.Model]:
     manager.bulk_create(rows)
     if rows[0].pk is None:
         # Databases that don't return the ids of a bulk insert give them in its order.
-        rows = list(manager.filter(sns_messageid=rows[0].sns_messageid).order_by("pk")[: len(rows)])
+        same = manager.filter(sns_messageid=shared["sns_messageid"])
+        rows = list(same.order_by("pk")[: len(rows)])
     return list(rows)
+
+
+def can_take_at_once(event: Event, *, using: str) -> bool:
+    """Whether ``take_at_once`` takes it: one database, and no more recipients than mail has."""
+    model = _get_model(event)
+    return len(event.recipients) <= MAX_RECIPIENTS and (
+        model is None or router.db_for_write(model) == using
+    )
+
+
+def take_at_once(event: Event, notification: Notification, *, using: str) -> bool:
+    """``make_receipt`` and ``make_rows`` for who needs no instances of the rows.
+
+    Return whether the outbox may have a row that the event is about, for ``settle``. On
+    PostgreSQL all of it is one statement. Most notifications are about one recipient, and
+    for them Django's making of instances and of statements, and the ways to the server and
+    back, are most of the work.
+
+    Raises:
+        IntegrityError: as of ``make_receipt``.
+    """
+    connection = connections[using]
+    statements = [
+        _insert_receipt(notification, connection),
+        _insert_rows(event, notification, connection),
+        _look_up(event, connection),
+    ]
+    return _execute([statement for statement in statements if statement is not None], using)
+
+
+def _execute(statements: Sequence[_Statement], using: str) -> bool:
+    connection = connections[using]
+    if connection.vendor == "postgresql" and len(statements) > 1:
+        *first, (last, values) = statements
+        steps = ", ".join(f"step{number} AS ({sql})" for number, (sql, _) in enumerate(first))
+        statements = [(f"WITH {steps} {last}", [v for _, own in first for v in own] + values)]
+    with connection.cursor() as cursor:
+        for sql, values in statements:
+            cursor.execute(sql, values)
+        return cursor.description is not None and cursor.fetchone() is not None
+
+
+def _insert_receipt(notification: Notification, connection: BaseDatabaseWrapper) -> _Statement:
+    receipt = {"message_id": _make_key(notification), "received_at": timezone.now()}
+    columns, values = _prepare(NotificationReceipt, receipt, connection)
+    table = _quote(NotificationReceipt, "", connection)
+    if connection.vendor != "postgresql":
+        return f"INSERT INTO {table} ({columns}) VALUES (%s, %s)", values  # noqa: S608
+    # True, and with it PostgreSQL waits so long for what is locked, until the transaction
+    # ends. A statement of its own for that is one more way to the server and back.
+    hurry = f"set_config('lock_timeout', '{LOCK_SECONDS}s', true) IS NOT NULL"
+    return f"INSERT INTO {table} ({columns}) SELECT %s, %s WHERE {hurry}", values
+
+
+def _make_key(notification: Notification) -> str:
+    key = notification.message_id
+    return key if len(key) <= 100 else hashlib.sha256(key.encode()).hexdigest()
+
+
+def _insert_rows(
+    event: Event, notification: Notification, connection: BaseDatabaseWrapper
+) -> _Statement | None:
+    model = _get_model(event)
+    if model is None or not event.recipients:
+        return None
+    now = timezone.now()
+    shared = _describe_all(event, notification) | {"created_at": now, "modified_at": now}
+    # What is NULL in all rows is left out: in a SELECT a server can't tell its type.
+    shared = {name: value for name, value in _cut(model, shared).items() if value is not None}
+    columns, values = _prepare(model, shared, connection)
+    rows = [_cut(model, _describe_recipient(event, recipient)) for recipient in event.recipients]
+    own = [_quote(model, name, connection) for name in rows[0]]
+    first = ", ".join(f"%s AS {column}" for column in own)
+    others = f" UNION ALL SELECT {_mark(own)}" * (len(rows) - 1)
+    sql = (
+        f"INSERT INTO {_quote(model, '', connection)} ({columns}, {', '.join(own)}) "  # noqa: S608
+        f"SELECT {_mark(shared)}, {', '.join(own)} FROM (SELECT {first}{others}) AS recipients"
+    )
+    return sql, [*values, *(value for row in rows for value in row.values())]
+
+
+def _look_up(event: Event, connection: BaseDatabaseWrapper) -> _Statement | None:
+    names: dict[str, Any] = {}
+    if event.tag is not None:
+        names["uuid"] = event.tag
+    if event.ses_message_id:
+        names["ses_message_id"] = event.ses_message_id
+    if not _is_about_outbox(event) or not names:
+        return None
+    _columns, values = _prepare(OutgoingMessage, names, connection)
+    either = " OR ".join(f"{_quote(OutgoingMessage, name, connection)} = %s" for name in names)
+    table = _quote(OutgoingMessage, "", connection)
+    return f"SELECT 1 FROM {table} WHERE {either} LIMIT 1", values  # noqa: S608
+
+
+def _prepare(
+    model: type[models.Model], values: Mapping[str, Any], connection: BaseDatabaseWrapper
+) -> tuple[str, list[Any]]:
+    return ", ".join(_quote(model, name, connection) for name in values), [
+        _get_field(model, name).get_db_prep_save(value, connection)
+        for name, value in values.items()
+    ]
+
+
+def _quote(model: type[models.Model], name: str, connection: BaseDatabaseWrapper) -> str:
+    """The column of a field, or the table."""
+    column = _get_field(model, name).column if name else model._meta.db_table
+    return connection.ops.quote_name(column)
+
+
+def _get_field(model: type[models.Model], name: str) -> Any:
+    return model._meta.get_field(name)
+
+
+def _mark(values: Iterable[Any]) -> str:
+    return ", ".join("%s" for _ in values)
 
 
 def settle(event: Event, *, using: str) -> None:
@@ -109,13 +217,12 @@ def settle(event: Event, *, using: str) -> None:
     Any event means that SES took the mail, so a row that is still being sent becomes sent
     even where the drain never learnt it; nothing that is known already is taken back.
     """
-    is_read = event.kind in (events.OPEN, events.CLICK)
-    if event.kind not in events.WRITTEN and not is_read:
+    if not _is_about_outbox(event):
         return
     message = _find(event, using)
     if message is None:
         return
-    if is_read:
+    if event.kind in events.READ:
         _note_reading(message, event, using)
         return
     recipients = list(
@@ -227,6 +334,10 @@ def _note_reading(message: OutgoingMessage, event: Event, using: str) -> None:
     )
 
 
+def _is_about_outbox(event: Event) -> bool:
+    return event.kind in events.WRITTEN or event.kind in events.READ
+
+
 def _find(event: Event, using: str) -> OutgoingMessage | None:
     query = Q()
     if event.tag is not None:
@@ -324,6 +435,27 @@ def _describe_outcome(event: Event, recipient: events.Recipient) -> tuple[Status
     code = recipient.diagnostic_code or recipient.status or ""
     reason = f"{event.type}/{event.subtype}: {code}".rstrip(": ")
     return Status.BOUNCED, reason[:_MAX_REASON]
+
+
+def _get_model(event: Event) -> type[models.Model] | None:
+    from django_bouncy.models import Bounce, Complaint, Delivery
+
+    return {events.BOUNCE: Bounce, events.COMPLAINT: Complaint, events.DELIVERY: Delivery}.get(
+        event.kind
+    )
+
+
+def _describe_all(event: Event, notification: Notification) -> dict[str, Any]:
+    return {
+        "sns_topic": notification.topic_arn,
+        "sns_messageid": notification.message_id,
+        "mail_timestamp": _make_time(event.sent_at)
+        or _make_time(events.read_time(notification.data["Timestamp"]))
+        or timezone.now(),
+        "mail_id": event.ses_message_id,
+        "mail_from": event.sender,
+        **_describe(event),
+    }
 
 
 def _describe(event: Event) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Final
 from django.apps import apps
 from django.contrib.auth.decorators import login_not_required
 from django.core.cache import caches
-from django.db import connections, router, transaction
+from django.db import IntegrityError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
@@ -35,9 +35,6 @@ from connect_mailer.models import NotificationReceipt
 
 logger = logging.getLogger(__name__)
 
-# SNS waits 15 s for an answer. Where another transaction holds what this one needs, it is
-# better to be asked again than to be late. Source: "HTTP/HTTPS ... 15 seconds", as above.
-LOCK_SECONDS: Final = 2
 _MYSQL_WAIT: Final = "@@SESSION.innodb_lock_wait_timeout"
 
 certificates: Final = sns.Certificates()
@@ -130,32 +127,47 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
     using = router.db_for_write(NotificationReceipt)
     try:
         with _brief_transaction(using):
-            records.make_receipt(notification, using=using)
-            _signal_notification(notification, request)
             if event is None:
+                records.make_receipt(notification, using=using)
+                _signal_notification(notification, request)
                 logger.info("Notification %s is not about mail", _quote(notification.message_id))
                 return 200
-            rows = records.make_rows(event, notification)
-            with receivers.together(message):
-                for row in rows:
-                    signals.feedback.send(
-                        sender=type(row),
-                        instance=row,
-                        message=message,
-                        notification=notification.data,
-                    )
-            records.settle(event, using=using)
+            listening = {receiver[0][0] for receiver in signals.feedback.receivers}
+            if listening <= {receivers.DISPATCH_UID} and records.can_take_at_once(
+                event, using=using
+            ):
+                is_about_outbox = records.take_at_once(event, notification, using=using)
+                _signal_notification(notification, request)
+                if listening:
+                    receivers.suppress_all(event)
+            else:
+                is_about_outbox = True
+                records.make_receipt(notification, using=using)
+                _signal_notification(notification, request)
+                rows = records.make_rows(event, notification)
+                with receivers.together(message):
+                    for row in rows:
+                        signals.feedback.send(
+                            sender=type(row),
+                            instance=row,
+                            message=message,
+                            notification=notification.data,
+                        )
+            if is_about_outbox:
+                records.settle(event, using=using)
             if event.kind == events.SUBSCRIPTION:
                 receivers.follow_subscription(event)
-    except records.AlreadyTakenError:
+    except IntegrityError:
+        if not records.is_taken(notification, using=using):
+            raise
         logger.info("Notification %s was taken before", _quote(notification.message_id))
         return 200
     if event.kind in events.WRITTEN or event.kind in events.SILENT:
         logger.info(
-            "Notification %s taken: %s, %d rows",
+            "Notification %s taken: %s, %d recipients",
             _quote(notification.message_id),
             event.kind,
-            len(rows),
+            len(event.recipients),
         )
     else:
         logger.warning(
@@ -229,16 +241,18 @@ _HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], int]]] = {
 
 @contextmanager
 def _brief_transaction(using: str) -> Iterator[None]:
-    """A transaction that waits ``LOCK_SECONDS`` for a lock; servers would wait much longer."""
+    """A transaction that waits ``LOCK_SECONDS`` for a lock; servers would wait much longer.
+
+    PostgreSQL is told so by the statement that makes the receipt.
+    """
     connection = connections[using]
     is_mysql = connection.vendor == "mysql"
     # MySQL can't set it for one transaction, and another request comes by this connection.
     if is_mysql:
-        _set(connection, f"@connect_mailer_wait = {_MYSQL_WAIT}, {_MYSQL_WAIT} = {LOCK_SECONDS}")
+        brief = f"{_MYSQL_WAIT} = {records.LOCK_SECONDS}"
+        _set(connection, f"@connect_mailer_wait = {_MYSQL_WAIT}, {brief}")
     try:
         with transaction.atomic(using=using):
-            if connection.vendor == "postgresql":
-                _set(connection, f"LOCAL lock_timeout = '{LOCK_SECONDS}s'")
             yield
     finally:
         if is_mysql:

@@ -64,7 +64,20 @@ MUTANTS = [
         ),
         ("no other error is 500", "except Exception:", "except ZeroDivisionError:"),
         ("one transaction", "with transaction.atomic(using=using):", "if True:"),
-        ("once", "records.make_receipt(notification, using=using)", "pass"),
+        ("once, if not about mail", "records.make_receipt(notification, using=using)", "pass"),
+        (
+            "once, if somebody listens",
+            "True\n                records.make_receipt(notification, using=using)",
+            "True",
+        ),
+        (
+            "taken only if there is a receipt",
+            "if not records.is_taken(notification, using=using):",
+            "if False:",
+        ),
+        ("listeners are told", "listening <= {receivers.DISPATCH_UID}", "True"),
+        ("suppressed where nobody listens", "receivers.suppress_all(event)", "pass"),
+        ("nobody is suppressed if disconnected", "if listening:", "if True:"),
         ("outbox settled", "records.settle(event, using=using)", "pass"),
         ("written together", "with receivers.together(message):", "if True:"),
         ("signal of notifications", "signals.notification.send(", "str("),
@@ -135,7 +148,7 @@ MUTANTS = [
             "        return super().recv",
         ),
         ("TLS", "ssl.create_default_context()", "ssl._create_unverified_context()"),
-        ("cache asked", "for pem in (_ask(cache, url), ", "for pem in ("),
+        ("cache asked", "for pem in (cached, ", "for pem in ("),
         ("memory", "self._known[url] = pem\n", "pass\n"),
         ("cached", "_tell(cache, url, pem)", "pass"),
         (
@@ -210,10 +223,10 @@ MUTANTS = [
     ),
     *_mutants(
         "receivers.py",
-        ("not spam is no opt-out", "None if events.is_not_spam(row.feedback_type) else ", ""),
-        ("hard only", "not row.hard or ", ""),
-        ("delayed is no opt-out", " or events.is_delayed(row.action)", ""),
-        ("unsubscribed is an opt-out", "row.bounce_subtype == events.UNSUBSCRIBED", "False"),
+        ("not spam is no opt-out", "None if events.is_not_spam(feedback_type) else ", ""),
+        ("hard only", "kind != events.PERMANENT or ", ""),
+        ("delayed is no opt-out", " or events.is_delayed(action)", ""),
+        ("unsubscribed is an opt-out", "subtype == events.UNSUBSCRIBED", "False"),
         (
             "own row tells",
             '.values_list("address", flat=True)\n    )',
@@ -229,7 +242,11 @@ MUTANTS = [
     ),
     *_mutants(
         "records.py",
-        ("long ids", "if len(key) > 100:", "if False:"),
+        ("once, if nobody listens", "        _insert_receipt(notification, connection),\n", ""),
+        ("rows if nobody listens", "        _insert_rows(event, notification, connection),\n", ""),
+        ("outbox if nobody listens", "        _look_up(event, connection),\n", ""),
+        ("not too many at once", "len(event.recipients) <= MAX_RECIPIENTS and (", "("),
+        ("long ids", "key if len(key) <= 100 else ", "key if True else "),
         ("values cut", "if isinstance(value, str)\n", "if False\n"),
         ("ids of rows", "if rows[0].pk is None:", "if False:"),
         ("hard", '"hard": event.type == events.PERMANENT', '"hard": True'),
@@ -261,12 +278,12 @@ MUTANTS = [
 # Rules that only a server's tests can hold.
 if os.environ.get("TEST_DATABASE") == "postgres":
     MUTANTS += _mutants(
-        "webhook.py", ("locks are not waited for", '_set(connection, f"LOCAL', 'str(f"')
+        "records.py", ("locks are not waited for", "'{LOCK_SECONDS}s', true", "'0', true")
     )
 if os.environ.get("TEST_DATABASE") == "mysql":
     MUTANTS += _mutants(
         "webhook.py",
-        ("locks are not waited for", "_MYSQL_WAIT} = {LOCK_SECONDS}", "_MYSQL_WAIT} = 50"),
+        ("locks are not waited for", "_MYSQL_WAIT} = {records.LOCK_SECONDS}", "_MYSQL_WAIT} = 50"),
         ("waiting is restored", '= @connect_mailer_wait")', '= 2")'),
     )
 

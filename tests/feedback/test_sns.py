@@ -301,6 +301,23 @@ def test_a_name_that_is_repeated_falls_back(signer):
     assert len(flood.asked) == sns.DOWNLOAD_BUDGET + 2
 
 
+def test_a_name_that_failed_is_counted_from_nothing(signer):
+    flood = Flood(signer)
+    repeated = make_urls(1)[0]
+    flood.make_up(sns.DOWNLOAD_BUDGET, seconds=0)
+    for _ in range(1000):
+        assert not flood.get(repeated)
+    flood.now += sns.REFILL_SECONDS
+    assert not flood.get(repeated)
+    assert repeated.endswith(flood.asked[-1])
+    flood.now += sns.FAILURE_SECONDS + 1
+    flood.make_up(sns.DOWNLOAD_BUDGET, seconds=0)
+    for url in (repeated, signer.certificate_url, signer.certificate_url):
+        assert not flood.get(url)
+    flood.now += sns.REFILL_SECONDS
+    assert flood.get(signer.certificate_url)
+
+
 def test_what_failed_is_remembered_in_bounded_memory(signer):
     flood = Flood(signer)
     flood.make_up(sns.MAX_FAILURES * 2, seconds=sns.MAX_FAILURES * 2 * sns.REFILL_SECONDS)

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 from django.core.cache import caches
-from django.db import OperationalError
+from django.db import IntegrityError, OperationalError, connection
 from django.http import Http404
 from django.test import Client
 from django.utils import timezone
@@ -17,7 +17,7 @@ from django_bouncy.models import Bounce, Complaint, Delivery
 
 from connect_mailer import signals as outbox_signals
 from connect_mailer.exceptions import NotificationRefused, NotificationUndecided
-from connect_mailer.feedback import sns, webhook
+from connect_mailer.feedback import receivers, sns, webhook
 from connect_mailer.models import (
     NotificationReceipt,
     OutgoingContent,
@@ -60,6 +60,14 @@ def connected():
     yield connect
     for signal, receiver in made:
         signal.disconnect(receiver)
+
+
+@pytest.fixture(params=["nobody listens", "a site's receiver listens"])
+def post(request, post, connected):
+    """All of this file twice: where nobody needs instances of the rows, none are made."""
+    if request.param == "a site's receiver listens":
+        connected(signals.feedback, lambda **kwargs: None)
+    return post
 
 
 def make_message(*recipients: str, **fields) -> OutgoingMessage:
@@ -287,7 +295,15 @@ def test_a_second_delivery_writes_nothing(post, signer, connected):
 
 @pytest.mark.parametrize("signal", [signals.notification, signals.feedback])
 @pytest.mark.parametrize(
-    "error", [RuntimeError, OperationalError, NotificationUndecided, NotificationRefused, Http404]
+    "error",
+    [
+        RuntimeError,
+        OperationalError,
+        IntegrityError,
+        NotificationUndecided,
+        NotificationRefused,
+        Http404,
+    ],
 )
 def test_a_receiver_that_raises_leaves_nothing(post, signer, connected, signal, error):
     def fail(**kwargs):
@@ -302,18 +318,74 @@ def test_a_receiver_that_raises_leaves_nothing(post, signer, connected, signal, 
     assert Bounce.objects.count() == 2
 
 
-def test_a_database_that_fails_is_undecided(post, signer, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OperationalError("gone")
+def test_a_database_that_fails_is_undecided(post, signer):
+    def fail(execute, sql, *rest):
+        if "INSERT" in sql:
+            raise OperationalError("gone")
+        return execute(sql, *rest)
 
-    monkeypatch.setattr(NotificationReceipt, "save", fail)
-    assert post(signer.notification("x")).status_code == 503
+    with connection.execute_wrapper(fail):
+        assert post(signer.notification("x")).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("make", "number"), [(make_delivery, 1), (make_delivery, 50), (make_bounce, 50)]
+)
+def test_few_statements_where_nobody_listens(signer, make, number):
+    """On PostgreSQL one, and for a bounce three: who is known, users, who is new."""
+    statements = []
+
+    def note(execute, sql, *rest):
+        if "SAVEPOINT" not in sql and not sql.startswith("SET "):
+            statements.append(sql)
+        return execute(sql, *rest)
+
+    people = [f"{n}@example.com" for n in range(number)]
+    body = signer.notification(make(people))
+    with connection.execute_wrapper(note):
+        assert Client().post("/mail/bouncy/", body, content_type="text/plain").status_code == 200
+    at_once = 1 if connection.vendor == "postgresql" else 3
+    assert len(statements) == at_once + (3 if make is make_bounce else 0)
+
+
+def test_a_site_that_disconnects_the_receiver_suppresses_nobody(post, signer):
+    signals.feedback.disconnect(dispatch_uid=receivers.DISPATCH_UID)
+    try:
+        assert post(signer.notification(make_bounce(["a@example.com"]))).status_code == 200
+    finally:
+        signals.feedback.connect(receivers.suppress, dispatch_uid=receivers.DISPATCH_UID)
+    assert Bounce.objects.count() == 1
+    assert not suppressed()
+
+
+def test_more_recipients_than_a_mail_has(post, signer):
+    people = [f"{n}@example.com" for n in range(1000)]
+    assert post(signer.notification(make_bounce(people))).status_code == 200
+    assert Bounce.objects.count() == Unsubscribe.objects.count() == 1000
+
+
+@pytest.mark.parametrize("make", [make_bounce, make_complaint, make_delivery])
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_rows_are_the_same_whether_somebody_listens(signer, connected, settings, make, use_tz):
+    settings.USE_TZ = use_tz
+    own = {"id", "sns_messageid", "created_at", "modified_at"}
+    table = {make_bounce: Bounce, make_complaint: Complaint, make_delivery: Delivery}[make]
+    notification = make(["a@example.com", "b@example.com"])
+    for _ in range(2):
+        body = signer.notification(notification)
+        assert Client().post("/mail/bouncy/", body, content_type="text/plain").status_code == 200
+        connected(signals.feedback, lambda **kwargs: None)
+    rows = [
+        {name: value for name, value in row.items() if name not in own}
+        for row in table.objects.order_by("pk").values()
+    ]
+    assert rows[:2] == rows[2:]
+    assert all(row.created_at and row.modified_at for row in table.objects.all())
 
 
 @pytest.mark.parametrize("kind", [make_bounce, make_complaint, make_delivery])
 @pytest.mark.parametrize("is_told", [True, False], ids=["destination", "no destination"])
 def test_the_number_of_queries_does_not_depend_on_the_recipients(post, signer, kind, is_told):
-    from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     def count(prefix: str, number: int) -> int:
@@ -329,8 +401,6 @@ def test_the_number_of_queries_does_not_depend_on_the_recipients(post, signer, k
 
 
 def test_rows_have_ids_where_a_bulk_insert_returns_none(post, signer, monkeypatch, connected):
-    from django.db import connection
-
     monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)
     seen = []
     connected(signals.feedback, lambda instance, **kwargs: seen.append(instance))
