@@ -316,6 +316,8 @@ class OutgoingMessage(models.Model):
         ]
         indexes = [
             models.Index(fields=["lane", "turn"], name="connect_mailer_line"),
+            # For the admin: its dates, and all of a day.
+            models.Index(fields=["created_at"], name="connect_mailer_created"),
             models.Index(fields=["status", "lane", "due_at"], name="connect_mailer_waiting"),
         ]
 

@@ -70,7 +70,7 @@ def fold(*, using: str) -> None:
         (MINUTES, _MINUTES_AGE, HOUR),
     ):
         # Whole spans of what follows, so that each is one row.
-        end = _floor(timezone.now() - timedelta(seconds=age), into)
+        end = floor(timezone.now() - timedelta(seconds=age), into)
         old = tallies.filter(span=span, at__lt=end)
         while old.exists() and _fold_some(old.values_list("pk", flat=True), into, using):
             pass
@@ -87,7 +87,7 @@ def _fold_some(pks: QuerySet[Tally, int], into: int, using: str) -> bool:
         for row in rows:
             # What is told by domain is of interest by day only.
             span = DAY if row.domain and into == HOUR else into
-            key = (_floor(row.at, span), span, row.stream, row.domain)
+            key = (floor(row.at, span), span, row.stream, row.domain)
             counts = sums.setdefault(key, Counter())
             for name in COUNTS:
                 counts[name] += getattr(row, name)
@@ -102,7 +102,8 @@ def _fold_some(pks: QuerySet[Tally, int], into: int, using: str) -> bool:
     return bool(rows)
 
 
-def _floor(at: datetime, span: int) -> datetime:
+def floor(at: datetime, span: int) -> datetime:
+    """Where the span of ``span`` seconds that ``at`` is in begins, in UTC."""
     if settings.USE_TZ:
         seconds = int(at.timestamp()) // span * span
         return datetime.fromtimestamp(seconds, UTC)

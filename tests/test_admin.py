@@ -29,7 +29,7 @@ MESSAGES = "/admin/connect_mailer/outgoingmessage/"
 @pytest.fixture
 def woken(monkeypatch):
     calls = []
-    monkeypatch.setattr(admin, "wake_on_commit", lambda *, using: calls.append(using))
+    monkeypatch.setattr(admin.messages, "wake_on_commit", lambda *, using: calls.append(using))
     return calls
 
 
@@ -283,7 +283,7 @@ def test_an_operator_who_may_send_again(client, woken):
 
 
 def test_a_worker_is_woken():
-    assert admin.wake_on_commit is tasks.wake_on_commit
+    assert admin.messages.wake_on_commit is tasks.wake_on_commit
 
 
 # Deleting

@@ -6,7 +6,7 @@ that moment and on the database's clock; nothing relies on what a process read b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,19 +14,7 @@ from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 from django.db import connections, router, transaction
-from django.db.models import (
-    BooleanField,
-    Case,
-    Exists,
-    ExpressionWrapper,
-    F,
-    Model,
-    OuterRef,
-    Q,
-    QuerySet,
-    Value,
-    When,
-)
+from django.db.models import BooleanField, Case, ExpressionWrapper, F, Q, QuerySet, Value, When
 from django.db.models.functions import Coalesce, Greatest
 
 from connect_mailer import signals
@@ -42,8 +30,6 @@ from connect_mailer.models import (
 )
 from connect_mailer.sending.envelope import Draft
 from connect_mailer.tallies import count
-
-_M = TypeVar("_M", bound=Model)
 
 Status = OutgoingMessage.Status
 # Those of ended leases before those that come for the first time.
@@ -247,7 +233,7 @@ def line_up(*, using: str) -> bool:
         if not _any(_waiting(status, using)):
             continue
         with _row_locks(using):
-            waiting = _lock(_waiting(status, using))
+            waiting = _waiting(status, using).select_for_update(skip_locked=True)
             pks = list(waiting.values_list("pk", flat=True)[:LINE_CHUNK])
             entered += _still_due(pks, using).update(
                 lane=F("rank"), turn=Coalesce("turn", "due_at")
@@ -282,10 +268,14 @@ def claim(
     """
     token = uuid4()
     with _row_locks(using):
-        candidates = _lock(_line(using, paused)).annotate(
-            has_expired=ExpressionWrapper(
-                Q(expires_at__isnull=False, expires_at__lte=DatabaseNow()),
-                output_field=BooleanField(),
+        candidates = (
+            _line(using, paused)
+            .select_for_update(skip_locked=True)
+            .annotate(
+                has_expired=ExpressionWrapper(
+                    Q(expires_at__isnull=False, expires_at__lte=DatabaseNow()),
+                    output_field=BooleanField(),
+                )
             )
         )
         taken: list[OutgoingMessage] = []
@@ -316,13 +306,6 @@ def claim(
         row.claim = token
         row.attempts += 1
     return taken
-
-
-def _lock(queryset: QuerySet[_M]) -> QuerySet[_M]:
-    """Lock rows, but for those that another one has locked, where the database can."""
-    if connections[queryset.db].features.has_select_for_update_skip_locked:
-        return queryset.select_for_update(skip_locked=True)
-    return queryset
 
 
 def _row_locks(using: str) -> AbstractContextManager[Any]:
@@ -562,12 +545,10 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
     """
     using = get_database()
     with transaction.atomic(using=using):
-        # Rows before their recipients, as everywhere: or two would wait for each other.
         pks = list(
             queryset.using(using)
             .filter(status__in=[Status.FAILED, Status.EXPIRED, Status.SENT])
             .exclude(content=None)
-            .select_for_update()
             .values_list("pk", flat=True)
         )
         OutgoingRecipient.objects.using(using).filter(message__in=pks).exclude(
@@ -592,48 +573,77 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
         )
 
 
+def send_now(pks: Sequence[int], *, using: str) -> list[int]:
+    """Let queued rows that wait for their time into the line now; return which.
+
+    Waking a worker is the caller's part.
+    """
+    with transaction.atomic(using=using):
+        queued = _lock_queued(pks, using)
+        _filter_queued(queued, using).update(
+            due_at=DatabaseNow(), lane=F("rank"), turn=DatabaseNow()
+        )
+    return queued
+
+
+def cancel(pks: Sequence[int], reason: str, *, using: str) -> list[int]:
+    """Let queued rows end ``failed``; return which. Their bodies are kept as those of others."""
+    with transaction.atomic(using=using):
+        queued = _lock_queued(pks, using)
+        _filter_queued(queued, using).update(
+            status=Status.FAILED,
+            lane=None,
+            turn=None,
+            last_error=reason[:_MAX_ERROR],
+            finished_at=DatabaseNow(),
+        )
+        rows = OutgoingMessage.objects.using(using).filter(pk__in=queued, status=Status.FAILED)
+        _announce(signals.message_failed, rows)
+    return queued
+
+
+def _filter_queued(pks: Sequence[int], using: str) -> QuerySet[OutgoingMessage]:
+    return OutgoingMessage.objects.using(using).filter(pk__in=pks, status=Status.QUEUED)
+
+
+def _lock_queued(pks: Sequence[int], using: str) -> list[int]:
+    rows = _filter_queued(pks, using).order_by("pk").select_for_update()
+    return list(rows.values_list("pk", flat=True))
+
+
 def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
     """Forget finished rows after ``keep_days`` and sent bodies after ``keep_bodies_days``.
 
-    Returns the number of rows that were forgotten. In chunks, so that no lock is held long, and
-    without waiting for rows that somebody else is at: the next purge finds those.
+    Returns the number of rows that were forgotten. In chunks, so that no lock is held long.
     """
     old = DatabaseNow() - timedelta(days=keep_days)
-    messages = OutgoingMessage.objects.using(using)
-    forgotten = _in_chunks(messages.filter(finished_at__lt=old), _forget)
-    bodies = messages.filter(
+    finished = OutgoingMessage.objects.using(using).filter(finished_at__lt=old)
+    forgotten = 0
+    for pks in _chunks(finished):
+        with transaction.atomic(using=using):
+            rows = finished.filter(pk__in=pks)  # some may be queued again by now
+            OutgoingContent.objects.release(rows)
+            rows.delete()
+        forgotten += len(pks)
+    bodies = OutgoingMessage.objects.using(using).filter(
         status=Status.SENT,
         finished_at__lt=DatabaseNow() - timedelta(days=keep_bodies_days),
         content__isnull=False,
     )
-    _in_chunks(bodies, OutgoingContent.objects.release)
+    for pks in _chunks(bodies):
+        with transaction.atomic(using=using):
+            OutgoingContent.objects.release(bodies.filter(pk__in=pks))
     # Two rows of one message that were settled at the same moment may both have left it behind.
-    used = Exists(messages.filter(content=OuterRef("pk")))
-    _in_chunks(OutgoingContent.objects.using(using).filter(~used), _delete)
+    contents = OutgoingContent.objects.using(using).filter(messages=None)
+    for ids in _chunks(contents):
+        contents.filter(pk__in=ids).delete()
     receipts = NotificationReceipt.objects.using(router.db_for_write(NotificationReceipt))
-    _in_chunks(receipts.filter(received_at__lt=old), _delete)
+    for pks in _chunks(receipts.filter(received_at__lt=old)):
+        receipts.filter(pk__in=pks).delete()
     return forgotten
 
 
-def _forget(messages: QuerySet[OutgoingMessage]) -> None:
-    OutgoingContent.objects.release(messages)
-    messages.delete()
-
-
-def _delete(rows: QuerySet[Any]) -> None:
-    rows.delete()
-
-
-def _in_chunks(queryset: QuerySet[Any], act: Callable[[QuerySet[Any]], None]) -> int:
-    """Work off a queryset that ``act`` shrinks; return how many rows that were.
-
-    They are locked first, or what was queued again at that moment would be deleted.
-    """
-    total = 0
-    while True:
-        with transaction.atomic(using=queryset.db):
-            pks = list(_lock(queryset).values_list("pk", flat=True)[:PURGE_CHUNK])
-            if not pks:
-                return total
-            act(queryset.filter(pk__in=pks))
-        total += len(pks)
+def _chunks(queryset: QuerySet[Any]) -> Iterator[list[Any]]:
+    """The keys of a queryset that shrinks while it is worked off."""
+    while pks := list(queryset.values_list("pk", flat=True)[:PURGE_CHUNK]):
+        yield pks

@@ -1,0 +1,201 @@
+"""The health page: whether mail flows, how close the account is to its limits, and a pause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from connect_mailer.account.site import examine_quickly
+from connect_mailer.conf import conf
+from connect_mailer.exceptions import DeliveryError
+from connect_mailer.health import figures
+from connect_mailer.models import Health, OutgoingMessage
+from connect_mailer.sending import outbox, pauses
+from connect_mailer.sending.ses import Account
+from connect_mailer.sending.transport import get_ses_client
+from connect_mailer.tasks import wake_on_commit
+
+if TYPE_CHECKING:
+    HealthModelAdmin = admin.ModelAdmin[Health]
+else:
+    HealthModelAdmin = admin.ModelAdmin
+
+
+class PauseForm(forms.Form):
+    """What a button of the page sends. An empty stream is the account: it can only go on."""
+
+    stream = forms.ChoiceField(choices=[*OutgoingMessage.Stream.choices, ("", "")], required=False)
+    action = forms.ChoiceField(choices=[("pause", ""), ("resume", "")])
+    reason = forms.CharField(max_length=200, required=False)
+
+    def clean(self) -> dict[str, Any]:
+        """A pause is of one stream."""
+        data = super().clean() or {}
+        if data.get("action") == "pause" and not data.get("stream"):
+            raise forms.ValidationError("Which stream?")
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """One stream as the page shows it."""
+
+    name: str
+    label: str
+    waiting: figures.Waiting
+    counts: dict[str, int]
+    pause: pauses.Pause | None
+
+
+@admin.register(Health)
+class HealthAdmin(HealthModelAdmin):
+    """One page, in the place where other models have their list."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        """Whether who asks may pause and resume streams."""
+        return request.user.has_perm("connect_mailer.pause_health")
+
+    def get_urls(self) -> list[URLPattern]:
+        """The page, what it loads afterwards, and where its buttons lead."""
+        view = self.admin_site.admin_view
+        return [
+            path("", view(self.changelist_view), name="connect_mailer_health_changelist"),
+            path("account/", view(self.account_view), name="connect_mailer_health_account"),
+            path("pause/", view(self.pause_view), name="connect_mailer_health_pause"),
+        ]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """What the database knows; SES is asked afterwards, so that it can't hold this up."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        using = outbox.get_database()
+        found = figures.load(using=using)
+        paused = {pause.stream: pause for pause in pauses.find_pauses(using=using)}
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Mail health"),
+            "opts": self.opts,
+            "figures": found,
+            "account_pause": paused.get(""),
+            "streams": [
+                Stream(
+                    name=waiting.stream,
+                    label=str(OutgoingMessage.Stream(waiting.stream).label),
+                    waiting=waiting,
+                    counts=found.day[waiting.stream],
+                    pause=paused.get(waiting.stream),
+                )
+                for waiting in figures.find_waiting(using=using)
+            ],
+            "windows": [
+                (_("last 24 hours"), found.last_day),
+                (_("last 7 days"), found.last_week),
+                (
+                    _("last 10,000 recipients")
+                    if found.last_recipients.written >= figures.LAST_RECIPIENTS
+                    else _("last 30 days"),
+                    found.last_recipients,
+                ),
+            ],
+            "review": figures.REVIEW,
+            "suspension": figures.SUSPENSION,
+            "domains": figures.find_bouncing_domains(using=using),
+            "can_pause": self.has_pause_permission(request),
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "connect_mailer/admin/health.html", context)
+
+    def account_view(self, request: HttpRequest) -> HttpResponse:
+        """A part of the page: what SES says of the account, and what the doctor finds."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        context: dict[str, Any] = {"is_ses": conf.is_ses, "findings": list(examine_quickly())}
+        if conf.is_ses:
+            try:
+                account = get_ses_client().get_account()
+            except DeliveryError as error:
+                context["error"] = str(error)
+            else:
+                found = figures.load(using=outbox.get_database())
+                context |= {
+                    "account": account,
+                    "rate": found.last_hour / 3600,
+                    "peak": max(point.rate for point in found.hour),
+                    "left": max(account.max_24_hour_send - account.sent_last_24_hours, 0),
+                    "is_unlimited": account.max_24_hour_send < 0,
+                    "runs_out_at": find_end_of_quota(account, found.last_hour),
+                }
+        return TemplateResponse(request, "connect_mailer/admin/health_account.html", context)
+
+    def pause_view(self, request: HttpRequest) -> HttpResponse:
+        """Pause or resume one stream, or let a paused account try again now."""
+        if request.method != "POST" or not self.has_pause_permission(request):
+            raise PermissionDenied
+        form = PauseForm(request.POST)
+        if not form.is_valid():
+            raise PermissionDenied
+        stream, action = form.cleaned_data["stream"], form.cleaned_data["action"]
+        reason = form.cleaned_data["reason"].strip()
+        using = outbox.get_database()
+        label = OutgoingMessage.Stream(stream).label if stream else _("account")
+        with transaction.atomic(using=using):
+            if action == "pause":
+                note = f"{reason or _('No reason given')} ({request.user.get_username()})"
+                done = pauses.pause(stream, note, using=using)
+                told = _("The stream “%(stream)s” is paused.") % {"stream": label}
+                logged = _("Paused: %(reason)s") % {"reason": note}
+            else:
+                done = pauses.resume(stream, using=using)
+                told = _("Mail of “%(stream)s” is sent again.") % {"stream": label}
+                logged = _("Resumed.")
+                wake_on_commit(using=using)
+        if done:
+            LogEntry.objects.create(
+                user_id=cast(int, request.user.pk),
+                content_type=ContentType.objects.get_for_model(Health, for_concrete_model=False),
+                object_id=stream or "account",
+                object_repr=str(label),
+                action_flag=CHANGE,
+                change_message=logged,
+            )
+            self.message_user(request, told, messages.SUCCESS)
+        else:
+            self.message_user(request, _("That was done already."), messages.INFO)
+        url = reverse("admin:connect_mailer_health_changelist", current_app=self.admin_site.name)
+        return HttpResponseRedirect(url)
+
+
+def find_end_of_quota(account: Account, last_hour: int) -> datetime | None:
+    """When the quota of 24 hours is used up, if sending goes on as in the last hour.
+
+    ``None``: not within a day, after which what was sent today counts no more.
+    """
+    left = account.max_24_hour_send - account.sent_last_24_hours
+    if account.max_24_hour_send < 0 or not last_hour:
+        return None
+    hours = max(left, 0) / last_hour
+    return timezone.now() + timedelta(hours=hours) if hours < 24 else None

@@ -1,0 +1,141 @@
+"""Lists of large tables: what Django's own would count, or look through, to the end."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from django.contrib import admin
+from django.core.paginator import Paginator
+from django.db.models import Max, Min, QuerySet
+from django.http import HttpRequest
+from django.utils import formats, timezone
+from django.utils.functional import cached_property
+
+MAX_COUNT: Final = 10_000
+# Parts of words are looked for in so many of the newest rows: there is no index for them.
+SEARCHED_ROWS: Final = 100_000
+
+if TYPE_CHECKING:
+    AnyPaginator = Paginator[Any]
+    AnyModelAdmin = admin.ModelAdmin[Any]
+else:
+    AnyPaginator = Paginator
+    AnyModelAdmin = admin.ModelAdmin
+
+
+class AtLeast(int):
+    """A number that was counted up to here."""
+
+    def __str__(self) -> str:
+        return f"{int(self)}+"
+
+
+class BoundedPaginator(AnyPaginator):
+    """Counts up to ``MAX_COUNT``, and has pages for as many: who wants more narrows the list."""
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        found = rows.order_by()[: MAX_COUNT + 1].count()
+        return found if found <= MAX_COUNT else AtLeast(MAX_COUNT)
+
+
+class LargeTableAdmin(AnyModelAdmin):
+    """A list that costs the same with ten rows and with ten million."""
+
+    change_list_template = "connect_mailer/admin/change_list.html"
+    list_per_page = 50
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    ordering = ("-pk",)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Look through the newest rows; what an index finds is found before this."""
+        if search_term.strip():
+            newest = self.model._default_manager.using(queryset.db).aggregate(pk=Max("pk"))["pk"]
+            queryset = queryset.filter(pk__gt=(newest or 0) - SEARCHED_ROWS)
+        return super().get_search_results(request, queryset, search_term)
+
+
+def make_hierarchy(cl: Any) -> dict[str, Any] | None:
+    """The links of ``date_hierarchy``, from the first and the last date alone.
+
+    Django's own look through the whole table for the months that have rows.
+    """
+    name = cl.date_hierarchy
+    bounds = cl.root_queryset.order_by().aggregate(first=Min(name), last=Max(name))
+    if bounds["first"] is None:
+        return None
+    first, last = _to_date(bounds["first"]), _to_date(bounds["last"])
+    year, month, day = (
+        _to_number(cl.params.get(f"{name}__{part}")) for part in ("year", "month", "day")
+    )
+
+    if first.replace(day=1) == last.replace(day=1):
+        year, month = last.year, last.month
+    if not (1 <= year <= 9999 and 1 <= month <= 12 and 0 <= day <= 31):
+        year = month = day = 0
+
+    def link(**parts: int) -> str:
+        filters = {f"{name}__{part}": value for part, value in parts.items()}
+        return str(cl.get_query_string(filters, [f"{name}__"]))
+
+    if year and month:
+        days = _list_days(year, month, first, last)
+        label = formats.date_format(date(year, month, 1), "YEAR_MONTH_FORMAT")
+        if day:
+            back = {"link": link(year=year, month=month), "title": label}
+            chosen = [one for one in days if one.day == day]
+            choices = [{"title": formats.date_format(one, "MONTH_DAY_FORMAT")} for one in chosen]
+            return {"show": True, "back": back, "choices": choices}
+        return {
+            "show": True,
+            "back": {"link": link(), "title": "\N{HORIZONTAL ELLIPSIS}"},
+            "choices": [
+                {
+                    "link": link(year=year, month=month, day=one.day),
+                    "title": formats.date_format(one, "MONTH_DAY_FORMAT"),
+                }
+                for one in days
+            ],
+        }
+    months = _list_months(first, last)
+    return {
+        "show": True,
+        "choices": [
+            {
+                "link": link(year=one.year, month=one.month),
+                "title": formats.date_format(one, "YEAR_MONTH_FORMAT"),
+            }
+            for one in months
+        ],
+    }
+
+
+def _list_months(first: date, last: date) -> list[date]:
+    months = []
+    at = first.replace(day=1)
+    while at <= last:
+        months.append(at)
+        at = (at + timedelta(days=32)).replace(day=1)
+    return months[-24:]
+
+
+def _list_days(year: int, month: int, first: date, last: date) -> list[date]:
+    start = date(year, month, 1)
+    end = (start + timedelta(days=32)).replace(day=1)
+    days = (start + timedelta(days=number) for number in range((end - start).days))
+    return [day for day in days if first <= day <= last]
+
+
+def _to_date(at: datetime) -> date:
+    return timezone.localtime(at).date() if timezone.is_aware(at) else at.date()
+
+
+def _to_number(value: Any) -> int:
+    value = value[-1] if isinstance(value, list) and value else value
+    return int(value) if str(value).isdigit() else 0

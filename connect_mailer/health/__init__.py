@@ -1,0 +1,1 @@
+"""How the site's mail is doing: the figures of the health page, and the guard over them."""

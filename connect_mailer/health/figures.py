@@ -1,0 +1,274 @@
+"""The numbers of the health page: sums of small tables, never a look through the outbox."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, cast
+
+from django.db.models import Case, Count, Min, Q, Sum, Value, When
+from django.utils import timezone
+
+from connect_mailer import tallies
+from connect_mailer.models import OutgoingMessage, Tally
+from connect_mailer.sending.outbox import FIRST_DEFAULT_LANE
+
+Stream = OutgoingMessage.Stream
+
+DAYS: Final = 30
+# SES looks at a "representative volume"; where it is as large as this, so do we.
+LAST_RECIPIENTS: Final = 10_000
+# What waits is counted up to here.
+MAX_WAITING: Final = 1_000_000
+MAX_DOMAINS: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Shares of the recipients at which AWS acts: above them, for long enough."""
+
+    bounces: float
+    complaints: float
+
+
+# Source: SES developer guide, "Sending review process FAQs" (bounce and complaint rates).
+REVIEW: Final = Limits(bounces=0.05, complaints=0.001)
+SUSPENSION: Final = Limits(bounces=0.10, complaints=0.005)
+
+
+class Standing(StrEnum):
+    """What a rate is against ``REVIEW`` and ``SUSPENSION``."""
+
+    UNKNOWN = "unknown"
+    GOOD = "good"
+    REVIEW = "review"
+    SUSPENSION = "suspension"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What came back of the mail of some time. Numbers are recipients; rates shares of them."""
+
+    written: int
+    bounced: int
+    complained: int
+    since: datetime | None = None
+
+    @property
+    def bounce_rate(self) -> float:
+        """Hard bounces for each recipient written to."""
+        return self.bounced / self.written if self.written else 0.0
+
+    @property
+    def complaint_rate(self) -> float:
+        """Complaints for each recipient written to."""
+        return self.complained / self.written if self.written else 0.0
+
+    @property
+    def bounce_standing(self) -> Standing:
+        """Of the bounce rate."""
+        return self._judge(self.bounce_rate, REVIEW.bounces, SUSPENSION.bounces)
+
+    @property
+    def complaint_standing(self) -> Standing:
+        """Of the complaint rate."""
+        return self._judge(self.complaint_rate, REVIEW.complaints, SUSPENSION.complaints)
+
+    def _judge(self, rate: float, review: float, suspension: float) -> Standing:
+        if not self.written:
+            return Standing.UNKNOWN
+        if rate >= suspension:
+            return Standing.SUSPENSION
+        return Standing.REVIEW if rate >= review else Standing.GOOD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """The open rows of one stream: those that could be sent now, and those that couldn't."""
+
+    stream: str
+    ready: int
+    later: int
+    oldest: datetime | None
+
+    @property
+    def is_more(self) -> bool:
+        """Whether there are more than were counted."""
+        return max(self.ready, self.later) >= MAX_WAITING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The counts of one day, or of five minutes (``seconds`` long)."""
+
+    at: datetime | date
+    seconds: int
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def window(self) -> Window:
+        """Its rates."""
+        return _make_window(self.counts)
+
+    @property
+    def rate(self) -> float:
+        """Recipients a second."""
+        return self.counts["written"] / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was counted in the last ``DAYS`` days."""
+
+    day: dict[str, Counter[str]]  # the last 24 hours, by stream
+    last_day: Window
+    last_week: Window
+    last_recipients: Window
+    days: Sequence[Point]
+    hour: Sequence[Point]
+
+    @property
+    def last_hour(self) -> int:
+        """Recipients written to."""
+        return sum(point.counts["written"] for point in self.hour)
+
+
+def load(*, using: str) -> Figures:
+    """Read the tallies of the last ``DAYS`` days, about a row an hour and stream."""
+    now = timezone.now()
+    today = _to_date(now)
+    days = {
+        day: Point(at=day, seconds=tallies.DAY)
+        for day in (today - timedelta(days=DAYS - 1 - number) for number in range(DAYS))
+    }
+    hour = [Point(at=start, seconds=tallies.MINUTES) for start in _list_minutes(now)]
+    by_stream: dict[str, Counter[str]] = {stream.value: Counter() for stream in Stream}
+    day, week, last = Counter[str](), Counter[str](), Counter[str]()
+    since = None
+    for at, stream, counts in _read(now, using):
+        if at >= now - timedelta(days=1):
+            day.update(counts)
+            by_stream.setdefault(stream, Counter()).update(counts)
+        if at >= now - timedelta(days=7):
+            week.update(counts)
+        if last["written"] < LAST_RECIPIENTS:
+            last.update(counts)
+            since = at
+        if (date := _to_date(at)) in days:
+            days[date].counts.update(counts)
+        if at >= cast(datetime, hour[0].at):
+            hour[(at - cast(datetime, hour[0].at)) // timedelta(minutes=5)].counts.update(counts)
+    return Figures(
+        day=by_stream,
+        last_day=_make_window(day, now - timedelta(days=1)),
+        last_week=_make_window(week, now - timedelta(days=7)),
+        last_recipients=_make_window(last, since),
+        days=list(days.values()),
+        hour=hour,
+    )
+
+
+def load_last_recipients(*, using: str) -> Window:
+    """The last ``LAST_RECIPIENTS``, or those of ``DAYS`` days where it were fewer."""
+    last = Counter[str]()
+    since = None
+    for at, _stream, counts in _read(timezone.now(), using):
+        if last["written"] >= LAST_RECIPIENTS:
+            break
+        last.update(counts)
+        since = at
+    return _make_window(last, since)
+
+
+def find_waiting(*, using: str) -> list[Waiting]:
+    """What each stream has to send, told by indexes alone."""
+    rows = OutgoingMessage.objects.using(using)
+    later = rows.filter(status__in=OutgoingMessage.OPEN, lane=None).order_by()
+    by_stream = later.values("stream")[:MAX_WAITING].aggregate(
+        **{stream.value: Count("stream", filter=Q(stream=stream)) for stream in Stream}
+    )
+    found = []
+    for stream, lanes in (
+        (Stream.TRANSACTIONAL, {"lane__gte": 0, "lane__lt": FIRST_DEFAULT_LANE}),
+        (Stream.DEFAULT, {"lane__gte": FIRST_DEFAULT_LANE}),
+    ):
+        line = rows.filter(**lanes).values("turn")[:MAX_WAITING]
+        ready = line.aggregate(number=Count("turn"), oldest=Min("turn"))
+        found.append(
+            Waiting(
+                stream=stream,
+                ready=ready["number"],
+                later=by_stream[stream],
+                oldest=ready["oldest"],
+            )
+        )
+    return found
+
+
+def find_bouncing_domains(*, using: str) -> list[Any]:
+    """The domains with most hard bounces and complaints in the last ``DAYS`` days."""
+    return list(
+        Tally.objects.using(using)
+        .filter(at__gte=timezone.now() - timedelta(days=DAYS))
+        .exclude(domain="")
+        .values("domain")
+        .annotate(
+            bounces=Sum("bounced"), soft_bounces=Sum("soft_bounced"), complaints=Sum("complained")
+        )
+        .order_by("-bounces", "-complaints", "domain")[:MAX_DOMAINS]
+    )
+
+
+def _read(now: datetime, using: str) -> Iterator[tuple[datetime, str, dict[str, int]]]:
+    """When, of which stream, and how many of each; newest first."""
+    rows = Tally.objects.using(using).filter(domain="").order_by()
+    sums = {name: Sum(name) for name in tallies.COUNTS}
+    starts = _list_minutes(now)
+    # There may be many of the last minutes: the database adds them up.
+    minutes = (
+        rows.filter(span=tallies.MOMENT)
+        .annotate(
+            place=Case(
+                *(
+                    When(at__gte=start, then=Value(place))
+                    for place, start in reversed(list(enumerate(starts)))
+                ),
+                default=Value(-1),
+            )
+        )
+        .values("place", "stream")
+        .annotate(first=Min("at"), **sums)
+    )
+    folded = (
+        rows.exclude(span=tallies.MOMENT)
+        .filter(at__gte=now - timedelta(days=DAYS))
+        .values("at", "stream")
+        .annotate(**sums)
+    )
+    found: list[tuple[datetime, Any]] = [
+        (starts[row["place"]] if row["place"] >= 0 else row["first"], row) for row in minutes
+    ] + [(row["at"], row) for row in folded]
+    for at, row in sorted(found, key=lambda pair: pair[0], reverse=True):
+        yield at, row["stream"], {name: row[name] for name in tallies.COUNTS}
+
+
+def _list_minutes(now: datetime) -> list[datetime]:
+    """Where the spans of the last hour begin, and the one that is going on."""
+    last = tallies.floor(now, tallies.MINUTES)
+    return [last - timedelta(minutes=5 * number) for number in range(12, -1, -1)]
+
+
+def _to_date(at: datetime) -> date:
+    return timezone.localtime(at).date() if timezone.is_aware(at) else at.date()
+
+
+def _make_window(counts: Counter[str], since: datetime | None = None) -> Window:
+    return Window(
+        written=counts["written"],
+        bounced=counts["bounced"],
+        complained=counts["complained"],
+        since=since,
+    )

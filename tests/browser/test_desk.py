@@ -1,0 +1,213 @@
+"""The operator's desk, as she sees it."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from connect_mailer.models import (
+    Lease,
+    MessageEvent,
+    OutgoingContent,
+    OutgoingMessage,
+    OutgoingRecipient,
+    Tally,
+)
+from connect_mailer.sending import pauses
+from connect_mailer.testing.ses import LocalSES
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+ADMIN = "/admin/connect_mailer/"
+# Of Django's own admin, on one version or the other.
+DJANGO = (
+    "#header",
+    "#nav-sidebar",
+    "#toggle-nav-sidebar",
+    ".breadcrumbs",
+    "nav",
+    "#changelist-filter",
+    "#changelist-search",
+    "#changelist-form .actions",
+    "#result_list",
+    ".paginator",
+    ".object-tools",
+)
+
+
+def _log_in(page):
+    User.objects.create_superuser("ada", password="secret")
+    page.goto("/admin/login/?next=/admin/password_change/")
+    page.get_by_label("Username").fill("ada")
+    page.get_by_label("Password").fill("secret")
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/password_change/")
+
+
+@pytest.fixture
+def open_desk(open_page):
+    """Open a page of the admin, logged in."""
+
+    def open_path(path):
+        page = open_page("/admin/login/")
+        _log_in(page)
+        page.goto(ADMIN + path)
+        return page
+
+    return open_path
+
+
+@pytest.fixture
+def ses(settings):
+    """The account that the page asks for."""
+    with LocalSES() as server:
+        server.configure(rate=14, daily_quota=50_000)
+        settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "test"
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "SES_ENDPOINT_URL": server.url}
+        yield server
+
+
+def _fill_tallies(seed=3):
+    dice = random.Random(seed)
+    now = timezone.now()
+    rows = []
+    for hour in range(31 * 24):
+        at = (now - timedelta(hours=hour + 2)).replace(minute=0, second=0, microsecond=0)
+        written = dice.randint(200, 900) * (3 if 8 <= at.hour <= 18 else 1)
+        bounced = dice.randint(0, written // 40)
+        rows.append(
+            Tally(
+                at=at,
+                span=3600,
+                stream="default",
+                sent=written,
+                written=written,
+                delivered=written - bounced,
+                bounced=bounced,
+                suppressed=dice.randint(0, 9),
+                failed=dice.randint(0, 1),
+                complained=dice.random() < written / 9000,
+            )
+        )
+        rows.append(Tally(at=at, span=3600, stream="transactional", sent=40, written=40))
+    for minutes in range(0, 60, 5):
+        at = now - timedelta(minutes=minutes)
+        rows.append(Tally(at=at, stream="default", sent=900, written=dice.randint(900, 4000)))
+    for number, domain in enumerate(["example.net", "mail.example.org", "example.com"]):
+        rows.append(
+            Tally(
+                at=now - timedelta(days=2),
+                span=86400,
+                stream="default",
+                domain=domain,
+                bounced=400 // (number + 1),
+                soft_bounced=12,
+                complained=number,
+            )
+        )
+    Tally.objects.bulk_create(rows)
+
+
+def _make(address="grace@example.org", *, body=b"", **fields):
+    fields = {"status": "sent", "sender": "news@example.com", "subject": "Weekly digest", **fields}
+    row = OutgoingMessage.objects.create(
+        due_at=timezone.now(),
+        content=OutgoingContent.objects.create(mime=body) if body else None,
+        **fields,
+    )
+    OutgoingRecipient.objects.create(
+        message=row, address=address, envelope=address, status="delivered"
+    )
+    return row
+
+
+def test_health_of_a_new_site(open_desk, check_page, ses):
+    page = open_desk("health/")
+    page.locator("#mailer-account[data-loaded]").wait_for()
+    assert page.get_by_text("0 of 50,000").is_visible()
+    check_page(page, "health-empty", exclude=DJANGO)
+
+
+def test_health_of_a_busy_site(open_desk, check_page, ses):
+    _fill_tallies()
+    pauses.pause("default", "The digest has a wrong link (ada)", using="default")
+    row = _make(status="queued")
+    OutgoingMessage.objects.filter(pk=row.pk).update(
+        lane=15, turn=timezone.now() - timedelta(minutes=50)
+    )
+    page = open_desk("health/")
+    page.locator("#mailer-account[data-loaded]").wait_for()
+    assert page.locator(".mailer-plot canvas").count() == 2
+    check_page(page, "health", exclude=DJANGO)
+    page.get_by_role("button", name="Resume “default”").click()
+    page.get_by_text("Mail of “default” is sent again.").wait_for()
+    assert not pauses.find_pauses(using="default")
+    page.get_by_label("Why “transactional” is paused").fill("A test")
+    page.get_by_role("button", name="Pause “transactional”").click()
+    page.get_by_text("is paused.").wait_for()
+    assert "A test (ada)" in page.locator(".mailer-why").inner_text()
+
+
+def test_health_where_nothing_can_be_sent(open_desk, check_page, ses, settings):
+    ses.close()
+    Lease.objects.create(
+        name="pause",
+        holder=uuid4(),
+        since=timezone.now(),
+        expires_at=timezone.now() + timedelta(minutes=1),
+        note="Daily message quota exceeded.",
+    )
+    page = open_desk("health/")
+    page.locator("#mailer-account[data-loaded]").wait_for()
+    assert page.get_by_text("SES did not say how the account is").is_visible()
+    check_page(page, "health-held-up", exclude=DJANGO)
+
+
+def test_the_life_of_a_message(open_desk, check_page):
+    now = timezone.now()
+    row = _make(sent_at=now, ses_message_id="0100018f-ab", finished_at=now)
+    for minutes, kind, address, detail in (
+        (-2, "postponed", "", "TooManyRequestsException: Maximum sending rate exceeded."),
+        (1, "delivered", "grace@example.org", "250 2.0.0 OK 1764000000"),
+        (9, "opened", "", ""),
+    ):
+        MessageEvent.objects.create(
+            message=row,
+            kind=kind,
+            address=address,
+            detail=detail,
+            at=now + timedelta(minutes=minutes),
+        )
+    page = open_desk(f"outgoingmessage/{row.pk}/change/")
+    assert page.locator(".mailer-timeline li").count() == 5
+    check_page(page, "message", exclude=(*DJANGO, ".inline-group", "fieldset > h2"))
+    page.goto(ADMIN + "outgoingmessage/")
+    check_page(page, "messages-one", exclude=DJANGO)
+
+
+def test_a_body_can_do_nothing(browser, live_server):
+    tracker = f"{live_server.url}/mail/tracker.png"
+    row = _make(
+        body=b"Content-Type: text/html\n\n<h1>Hello</h1><script>top.document.title = 'x'</script>"
+        + f"<img src='{tracker}'><a href='/x' target='_top'>A link</a>".encode()
+    )
+    # What is tried in the frame is blocked, and logged: so not by `open_page`.
+    with browser.new_context(base_url=live_server.url) as context:
+        page = context.new_page()
+        _log_in(page)
+        page.goto(f"{ADMIN}outgoingmessage/{row.pk}/change/")
+        answered = []
+        page.on("response", lambda response: answered.append(response.url))
+        page.get_by_role("link", name="What was written").click()
+        frame = page.frame_locator("iframe")
+        frame.get_by_role("heading", name="Hello").wait_for()
+        frame.get_by_role("link", name="A link").click()
+        assert page.title() != "x"
+        assert page.url.endswith("/preview/")
+        assert tracker not in answered
+        assert any(url.endswith("/body/") for url in answered)
