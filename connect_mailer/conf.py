@@ -56,6 +56,10 @@ KEYS: Final = frozenset(
         "MAILING_LISTS",
         "KEEP_DAYS",
         "KEEP_BODIES_DAYS",
+        "GUARD",
+        "SOFT_BOUNCE_LIMIT",
+        "SOFT_BOUNCE_DAYS",
+        "SOFT_BOUNCE_EXPIRES",
     }
 )
 
@@ -264,6 +268,52 @@ class Conf:
     def keep_bodies_days(self) -> int:
         """Days for which the body of a sent message is kept; 0: not at all."""
         return self._number("KEEP_BODIES_DAYS", 0, at_least=0)
+
+    # Reputation
+
+    @property
+    def guard(self) -> Mapping[str, tuple[float, float] | None]:
+        """Shares of bounces and of complaints at which admins are told, and mail is paused."""
+        value = self._get("GUARD", {})
+        guard = {"warn": (0.05, 0.001), "pause": None}
+        wanted = "a dict such as {'warn': (0.05, 0.001), 'pause': (0.10, 0.005)}, of shares or None"
+        if not isinstance(value, Mapping) or not set(value) <= set(guard):
+            raise _wrong("GUARD", value, wanted)
+        for pair in value.values():
+            is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+            if pair is not None and not (
+                is_pair and all(isinstance(share, int | float) and 0 < share <= 1 for share in pair)
+            ):
+                raise _wrong("GUARD", value, wanted)
+        return {
+            name: None if pair is None else (float(pair[0]), float(pair[1]))
+            for name, pair in {**guard, **value}.items()
+        }
+
+    @property
+    def admins(self) -> list[str]:
+        """The addresses of Django's ``ADMINS``: pairs with a name, or (Django >= 6.0) alone."""
+        return [str(one if isinstance(one, str) else one[1]) for one in settings.ADMINS]
+
+    @property
+    def server_email(self) -> str:
+        """Django's ``SERVER_EMAIL``: who writes to admins."""
+        return str(settings.SERVER_EMAIL)
+
+    @property
+    def soft_bounce_limit(self) -> int:
+        """Soft bounces in a row that make an ``Unsubscribe``; 0: none do."""
+        return self._number("SOFT_BOUNCE_LIMIT", 5, at_least=0)
+
+    @property
+    def soft_bounce_days(self) -> int:
+        """Days within which they came."""
+        return self._number("SOFT_BOUNCE_DAYS", 14, at_least=1)
+
+    @property
+    def soft_bounce_expires_days(self) -> int:
+        """Days after which such a row is forgotten; 0: never."""
+        return self._number("SOFT_BOUNCE_EXPIRES", 90, at_least=0)
 
     # Opt-out
 

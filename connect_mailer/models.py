@@ -397,6 +397,14 @@ class MessageEvent(models.Model):
     class Meta:
         verbose_name = _("message event")
         verbose_name_plural = _("message events")
+        indexes = [
+            # For the guard: how many people bounced or complained.
+            models.Index(
+                fields=["kind", "at"],
+                name="connect_mailer_returned",
+                condition=models.Q(kind__in=["bounced", "complained"]),
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.message_id})"

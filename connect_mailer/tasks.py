@@ -17,8 +17,10 @@ from django.db import Error, transaction
 
 from connect_mailer import tallies
 from connect_mailer.conf import conf
+from connect_mailer.health import guard
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.pauses import find_paused
+from connect_mailer.sending.suppression import forget_expired
 from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, WAKE, name_drain
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,6 @@ def sweep() -> None:
     is_back = leases.release(BROKER_DOWN, using=using)
     if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using) and not is_back:
         return
-    tallies.fold(using=using)
     # A wake-up that is pending may be lost, so it is not asked about here.
     if not leases.find_alive(name_drain(1), using=using) and outbox.is_due(
         using=using, paused=find_paused(using=using)
@@ -60,6 +61,8 @@ def sweep() -> None:
         _publish(deliver)
     if leases.acquire("purge", PURGE_SECONDS, using=using):
         _publish(purge)
+    tallies.fold(using=using)
+    guard.check(using=using)
 
 
 @shared_task(name="connect_mailer.tasks.purge", ignore_result=True)
@@ -70,6 +73,7 @@ def purge() -> None:
         keep_bodies_days=conf.keep_bodies_days,
         using=outbox.get_database(),
     )
+    forget_expired()
     logger.info("Forgot %d finished rows.", forgotten)
 
 

@@ -30,7 +30,7 @@ from connect_mailer.exceptions import (
     NotificationRefused,
     NotificationUndecided,
 )
-from connect_mailer.feedback import events, receivers, records, sns
+from connect_mailer.feedback import consequences, events, receivers, records, sns
 from connect_mailer.models import NotificationReceipt
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
                         )
             if is_about_outbox:
                 records.settle(event, using=using)
+                consequences.follow(event)
             if event.kind == events.SUBSCRIPTION:
                 receivers.follow_subscription(event)
     except IntegrityError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from django.db import connections, router
 
+from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import OutgoingMessage, OutgoingRecipient, Unsubscribe
 
 NO_TO_LEFT = "nobody left in To"
@@ -77,3 +78,9 @@ class Suppression:
         if to and all(to):
             return [reason or NO_TO_LEFT for reason in reasons]
         return reasons
+
+
+def forget_expired() -> None:
+    """Forget the rows whose time is over: those of soft bounces."""
+    using = router.db_for_write(Unsubscribe)
+    Unsubscribe.objects.using(using).filter(expires_at__lt=DatabaseNow()).delete()
