@@ -153,6 +153,11 @@ class TransactionalBackend(ConnectMailerBackend):
         super().__init__(*args, **kwargs)
 
 
+# As Connect called what sent without its filter: for mail that opt-outs must not stop, which
+# django-allauth's adapter asked for (``ACCOUNT_IGNORE_UNSUBSCRIBE``).
+DefaultBackend = TransactionalBackend
+
+
 class SESBackend(_Backend):
     """Sends directly through SES, one call an envelope: no queue, no filter, no pacing.
 

@@ -15,6 +15,7 @@ from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
+from django.urls import NoReverseMatch, get_script_prefix, reverse
 from django.utils.module_loading import import_string
 
 from connect_mailer.conf import (
@@ -29,6 +30,13 @@ from connect_mailer.exceptions import ConfigurationError, InvalidMessage
 from connect_mailer.sending.signature import sign
 
 _TOPIC = re.compile(r"arn:aws(-cn|-us-gov)?:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?")
+# Like SNS's, and anybody's.
+_NOT_SNS = (
+    "sns.us-east-1.amazonaws.com.example.org",
+    "snsxus-east-1xamazonawsxcom",
+    "sns-us-east-1.amazonaws.com",
+    "example.org/sns.us-east-1.amazonaws.com",
+)
 _ADMIN_EMAIL_HANDLER = "django.utils.log.AdminEmailHandler"
 
 
@@ -152,6 +160,78 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             )
         )
     return messages
+
+
+@register(Tags.security)
+def check_old_patterns(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E009: a pattern that was meant to say which hosts are SNS's, and says more."""
+    messages: list[CheckMessage] = []
+    for name, read in (
+        ("BOUNCY_CERT_DOMAIN_REGEX", lambda: conf.cert_domain_regex),
+        ("BOUNCY_SUBSCRIBE_DOMAIN_REGEX", lambda: conf.subscribe_domain_regex),
+    ):
+        pattern = _try(read)
+        if pattern and (host := next(filter(pattern.search, _NOT_SNS), None)):
+            messages.append(
+                Error(
+                    f"{name} is {pattern.pattern!r}, which also accepts hosts that anybody can "
+                    f"have, such as {host!r}. It is not needed: the app accepts SNS's own hosts "
+                    "only, whatever it says.",
+                    hint="Remove the setting.",
+                    id="connect_mailer.E009",
+                )
+            )
+    return messages
+
+
+@register(Tags.compatibility)
+def check_login(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W007, W008: pages behind a login that keeps SNS and readers out, or let out too much."""
+    patterns = getattr(settings, "LOGIN_EXEMPT_URLS", None)
+    if not patterns:
+        return []
+    try:
+        exempt = [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError):
+        return []  # for whoever reads the setting to say
+    public = _find_public_paths()
+    messages: list[CheckMessage] = [
+        Caution(
+            f"/{path} is not in LOGIN_EXEMPT_URLS, so whoever asks for it gets the login page.",
+            hint=f"Add r'^{path.partition('/')[0]}/(bouncy|unsubscribe)/'.",
+            id="connect_mailer.W007",
+        )
+        for path in public
+        if not any(pattern.match(path) for pattern in exempt)
+    ]
+    for pattern in exempt:
+        let_out = next(filter(pattern.match, public), None)
+        other = f"{let_out.partition('/')[0]}box/secret" if let_out else ""
+        if let_out and pattern.match(other):
+            messages.append(
+                Caution(
+                    f"LOGIN_EXEMPT_URLS has {pattern.pattern!r}, which also lets out /{other}.",
+                    hint=f"Use r'^{let_out.partition('/')[0]}/(bouncy|unsubscribe)/'.",
+                    id="connect_mailer.W008",
+                )
+            )
+    return messages
+
+
+def _find_public_paths() -> list[str]:
+    """Paths that SNS and readers ask for, as the site has them, without the first slash."""
+    from connect_mailer.feedback.webhook import endpoint
+    from connect_mailer.optout.views import unsubscribe
+
+    paths = []
+    for view, arguments in ((endpoint, {}), (unsubscribe, {"token": "token"})):
+        try:
+            paths.append(reverse(view, kwargs=arguments).removeprefix(get_script_prefix()))
+        except NoReverseMatch:
+            continue
+    return paths
 
 
 @register(Tags.compatibility)

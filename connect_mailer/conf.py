@@ -26,6 +26,7 @@ QUEUEING_BACKENDS: Final = frozenset(
     {
         "connect_mailer.backend.ConnectMailerBackend",
         "connect_mailer.backend.TransactionalBackend",
+        "connect_mailer.backend.DefaultBackend",
     }
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
@@ -31,6 +32,8 @@ class _StandIn:
     links: Mapping[str, str]
     # Whether a published module comes first where there is one that imports.
     published_first: bool = True
+    # Whether code that uses it is told what to use instead.
+    is_deprecated: bool = True
 
 
 _STAND_INS: Final = {
@@ -38,7 +41,8 @@ _STAND_INS: Final = {
         links={
             name: f"connect_mailer.bouncy.signals.{name}"
             for name in ("notification", "subscription", "feedback")
-        }
+        },
+        is_deprecated=False,
     ),
     # Never the published ones: they can't verify what SNS signs today.
     "django_bouncy.urls": _StandIn(
@@ -47,12 +51,26 @@ _STAND_INS: Final = {
     "django_bouncy.views": _StandIn(
         links={"endpoint": "connect_mailer.feedback.webhook.endpoint"}, published_first=False
     ),
+    "django_bouncy.utils": _StandIn(
+        links={
+            name: f"connect_mailer.bouncy.utils.{name}"
+            for name in ("verify_notification", "approve_subscription", "clean_time")
+        },
+        published_first=False,
+    ),
     "seacucumber": _StandIn(links={}),
     # What EMAIL_BACKEND names, so it queues; as a transport, `conf` reads it as SESBackend.
     "seacucumber.backend": _StandIn(
         links={"SESBackend": "connect_mailer.backend.ConnectMailerBackend"}
     ),
+    "seacucumber.util": _StandIn(
+        links={"get_boto_ses_connection": "connect_mailer.account.aws.get_ses_client"}
+    ),
 }
+
+# Who follows what the settings name. The old path of the backend is good in the settings for
+# as long as the environment of a deployment has it.
+_LOADER_OF_SETTINGS: Final = "django.utils.module_loading"
 
 
 def register() -> None:
@@ -78,6 +96,7 @@ class _Finder(MetaPathFinder):
 class _Loader(Loader):
     def __init__(self, stand_in: _StandIn, *, published: Loader | None) -> None:
         self._links = stand_in.links
+        self._is_deprecated = stand_in.is_deprecated
         self._published = published
 
     def exec_module(self, module: ModuleType) -> None:
@@ -91,9 +110,20 @@ class _Loader(Loader):
 
         def follow(name: str) -> Any:
             if name in self._links:
+                if self._is_deprecated and _get_caller() != _LOADER_OF_SETTINGS:
+                    warnings.warn(
+                        f"{module.__name__}.{name} is now {self._links[name]}.",
+                        DeprecationWarning,
+                        stacklevel=2,
+                    )
                 return import_string(self._links[name])
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name)
 
         for name in self._links:
             vars(module).pop(name, None)  # what a published module had before it failed
         vars(module).update(__getattr__=follow, __all__=list(self._links))
+
+
+def _get_caller() -> str:
+    """The module that asked a stand-in for an attribute."""
+    return str(sys._getframe(2).f_globals.get("__name__"))

@@ -148,3 +148,36 @@ def test_signing(settings: Any) -> None:
 
     settings.DKIM_HEADERS = ["From", "Date"]
     assert "['Date']" in run()["E003"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_refused"),
+    [
+        (r"sns.[a-z0-9\-]+.amazonaws.com$", True),  # django-bouncy's default
+        (r"^sns\.[a-z0-9-]+\.amazonaws\.com", True),
+        (r"^sns\.eu-west-1\.amazonaws\.com$", False),
+        ("", False),
+    ],
+)
+def test_old_patterns_that_let_strangers_in(settings: Any, pattern: str, is_refused: bool) -> None:
+    settings.BOUNCY_CERT_DOMAIN_REGEX = settings.BOUNCY_SUBSCRIBE_DOMAIN_REGEX = pattern
+
+    assert ("E009" in run()) == is_refused
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        ([r"^mail/(bouncy|unsubscribe)/"], set()),
+        ([r"^mail/bouncy/$", r"^mail/unsubscribe/"], set()),
+        ([r"^mail/"], set()),
+        ([r"^mail/*"], {"W008"}),  # Connect's own
+        ([r"^mail/bouncy/$"], {"W007"}),
+        ([r"^accounts/"], {"W007"}),
+        ([r".*"], {"W008"}),
+    ],
+)
+def test_login_exempt_urls(settings: Any, patterns: list[str], found: set[str]) -> None:
+    settings.LOGIN_EXEMPT_URLS = patterns
+
+    assert set(run()) == found

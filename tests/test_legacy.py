@@ -37,10 +37,18 @@ django.setup()
 """
 
 
+# Such code is told so: see the test of that. Django's own include() is the code's, too.
+_DEPRECATED = [
+    option
+    for module in ("__main__", "django.urls.conf")
+    for option in ("-W", f"ignore::DeprecationWarning:{module}")
+]
+
+
 def run(folder: Path, code: str) -> str:
     """What ``code`` prints in a site's process, with ``folder`` on the path."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SET_UP + code],
+        [sys.executable, "-W", "error", *_DEPRECATED, "-c", SET_UP + code],
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
@@ -181,3 +189,50 @@ legacy.register()
 print(sys.meta_path == before)
 """
     assert run(tmp_path, code) == "True"
+
+
+@pytest.mark.parametrize(
+    ("code", "new"),
+    [
+        ("from seacucumber.backend import SESBackend", "connect_mailer.backend"),
+        (
+            "from seacucumber.util import get_boto_ses_connection",
+            "connect_mailer.account.aws.get_ses_client",
+        ),
+        (
+            "from django_bouncy.views import endpoint",
+            "connect_mailer.feedback.webhook.endpoint",
+        ),
+        ("from django_bouncy import urls; urls.urlpatterns", "connect_mailer.bouncy.urls"),
+        ("from django_bouncy.utils import verify_notification", "connect_mailer.bouncy.utils"),
+        ("from django_bouncy.utils import approve_subscription", "connect_mailer.bouncy.utils"),
+        ("from django_bouncy.utils import clean_time", "connect_mailer.bouncy.utils"),
+    ],
+)
+def test_code_that_uses_an_old_path_is_told_the_new_one(
+    tmp_path: Path, code: str, new: str
+) -> None:
+    warned = f"""
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    exec({code!r})
+[warning] = caught
+assert warning.category is DeprecationWarning
+print(warning.message)
+"""
+    assert f" is now {new}" in run(tmp_path, warned)
+
+
+def test_the_client_of_ses_has_the_sites_credentials(tmp_path: Path) -> None:
+    code = """
+import warnings
+warnings.simplefilter("ignore")
+settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY = "AKIA", "secret"
+settings.CUCUMBER_SES_REGION_NAME = "eu-west-1"
+from seacucumber.util import get_boto_ses_connection
+client = get_boto_ses_connection()
+print(client.meta.service_model.service_name, client.meta.region_name)
+print(client._request_signer._credentials.access_key)
+"""
+    assert run(tmp_path, code).split() == ["ses", "eu-west-1", "AKIA"]

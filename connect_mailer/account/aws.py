@@ -41,7 +41,7 @@ class AWS:
 
         action = f"{_PREFIXES.get(service, service)}:{operation}"
         try:
-            method = getattr(self._get_client(service), xform_name(operation))
+            method = getattr(self.get_client(service), xform_name(operation))
             answer: dict[str, Any] = method(**arguments)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
@@ -75,7 +75,8 @@ class AWS:
             aws_session_token=options.session_token,
         )
 
-    def _get_client(self, service: str) -> Any:
+    def get_client(self, service: str) -> Any:
+        """The client of boto3 for a service, made once."""
         from botocore.config import Config
 
         if service not in self._clients:
@@ -91,6 +92,15 @@ class AWS:
                 ),
             )
         return self._clients[service]
+
+
+def get_ses_client() -> Any:
+    """A client of boto3 for the SES API v1, with the site's credentials and region.
+
+    What ``seacucumber.util.get_boto_ses_connection`` gave, in boto3's names: for a site's own
+    calls, such as ``get_send_quota()``.
+    """
+    return AWS().get_client("ses")
 
 
 def get_date(answer: Mapping[str, Any]) -> str:

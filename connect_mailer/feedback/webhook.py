@@ -59,7 +59,7 @@ def endpoint(request: HttpRequest) -> HttpResponse:
         body = _read_body(request)
         if len(body) > sns.MAX_BODY_BYTES:
             return _answer(413, "Too large")
-        notification = _authenticate(body)
+        notification = authenticate(body)
     except NotificationRefused as error:
         logger.info("Notification refused: %s", error)
         return _answer(400, "Refused")
@@ -94,7 +94,13 @@ def _read_body(request: HttpRequest) -> bytes:
     return body
 
 
-def _authenticate(body: bytes) -> sns.Notification:
+def authenticate(body: bytes) -> sns.Notification:
+    """Return what ``body`` says, if SNS signed it for a topic in ``BOUNCY_TOPIC_ARN``.
+
+    Raises:
+        NotificationRefused: it is forged, foreign or malformed.
+        NotificationUndecided: the certificate can't be had now.
+    """
     notification = sns.parse(body)
     topic_arns = conf.topic_arns
     try:
@@ -187,12 +193,21 @@ def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
             notification.topic_arn,
         )
         return 404
+    return confirm(notification)
+
+
+def confirm(notification: sns.Notification) -> int:
+    """Confirm the subscription that a genuine notification asks for; return 200, or 400.
+
+    Raises:
+        NotificationUndecided: SNS does not answer.
+    """
     host = sns.get_host(notification.topic_arn)
     pattern = conf.subscribe_domain_regex
     if pattern is not None and not pattern.search(host):
         logger.warning("BOUNCY_SUBSCRIBE_DOMAIN_REGEX does not accept %s", host)
         return 400
-    result = _confirm(host, sns.make_subscribe_target(notification))
+    result = _ask_to_confirm(host, sns.make_subscribe_target(notification))
     if "django_bouncy" in apps.app_configs:
         from django_bouncy import signals
 
@@ -203,7 +218,7 @@ def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
     return 200
 
 
-def _confirm(host: str, target: str) -> bytes:
+def _ask_to_confirm(host: str, target: str) -> bytes:
     # In a thread, because the look-up of a name has no time-out.
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sns-subscribe")
     try:
