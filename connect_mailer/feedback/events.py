@@ -11,6 +11,7 @@ Source: Amazon SES Developer Guide, "Amazon SNS notification contents for Amazon
 
 from __future__ import annotations
 
+import functools
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
@@ -138,7 +139,7 @@ def read_address(value: object) -> str | None:
     if semicolon and address_type.strip().lower() == "rfc822":
         text = rest.strip()
     try:
-        return addresses.normalise(text)
+        return _normalise(text)
     except InvalidAddress:
         return None
 
@@ -171,6 +172,12 @@ def _read_left(preferences: object) -> set[str]:
     if preferences.get("unsubscribeAll") is True:
         left.add("")
     return left
+
+
+@functools.lru_cache(maxsize=256)
+def _normalise(text: str) -> str:
+    # Each address comes several times: as destination, as recipient, and to be suppressed.
+    return addresses.normalise(text)
 
 
 def read_text(value: object, max_length: int | None = None) -> str | None:
