@@ -11,6 +11,7 @@ from django.db.models import Max, Min, QuerySet
 from django.http import HttpRequest
 from django.utils import formats, timezone
 from django.utils.functional import cached_property
+from django.utils.translation import gettext as _
 
 MAX_COUNT: Final = 10_000
 # Parts of words are looked for in so many of the newest rows: there is no index for them.
@@ -75,7 +76,8 @@ def make_hierarchy(cl: Any) -> dict[str, Any] | None:
         _to_number(cl.params.get(f"{name}__{part}")) for part in ("year", "month", "day")
     )
 
-    if first.replace(day=1) == last.replace(day=1):
+    is_one_month = first.replace(day=1) == last.replace(day=1)
+    if is_one_month:
         year, month = last.year, last.month
     if not (1 <= year <= 9999 and 1 <= month <= 12 and 0 <= day <= 31):
         year = month = day = 0
@@ -94,7 +96,7 @@ def make_hierarchy(cl: Any) -> dict[str, Any] | None:
             return {"show": True, "back": back, "choices": choices}
         return {
             "show": True,
-            "back": {"link": link(), "title": "\N{HORIZONTAL ELLIPSIS}"},
+            "back": None if is_one_month else {"link": link(), "title": _("All dates")},
             "choices": [
                 {
                     "link": link(year=year, month=month, day=one.day),

@@ -17,6 +17,7 @@ from connect_mailer.models import (
     OutgoingMessage,
     OutgoingRecipient,
     Tally,
+    Unsubscribe,
 )
 from connect_mailer.sending import pauses
 from connect_mailer.testing.ses import LocalSES
@@ -211,3 +212,41 @@ def test_a_body_can_do_nothing(browser, live_server):
         assert page.url.endswith("/preview/")
         assert tracker not in answered
         assert any(url.endswith("/body/") for url in answered)
+
+
+def test_who_is_not_written_to(open_desk, check_page):
+    row, _ = Unsubscribe.objects.suppress(
+        "grace@example.org", "bounce", detail="Permanent/General: smtp; 550 5.1.1 User unknown"
+    )
+    message = _make()
+    message.recipients.update(status="bounced", reason=row.detail)
+    page = open_desk(f"unsubscribe/{row.pk}/change/")
+    assert page.get_by_text("550 5.1.1 User unknown").count() == 2
+    check_page(page, "unsubscribe", exclude=(*DJANGO, "fieldset > h2"))
+    page.get_by_role("link", name="Weekly digest").first.click()
+    page.get_by_text("What happened").first.wait_for()
+    page.goto(ADMIN + "unsubscribe/")
+    check_page(page, "unsubscribes", exclude=DJANGO)
+    page.get_by_role("link", name="Add several").click()
+    check_page(page, "several", exclude=DJANGO)
+    page.get_by_label("Addresses").fill("ada@example.com\nnobody\ngrace@example.org, digest")
+    page.get_by_role("button", name="Look at them first").click()
+    page.get_by_text("'nobody' is not an address").wait_for()
+    check_page(page, "several-preview", exclude=DJANGO)
+    page.get_by_role("button", name="Add them").click()
+    page.get_by_text("2 addresses are added.").wait_for()
+    assert Unsubscribe.objects.count() == 3
+
+
+def test_a_long_list_of_messages(open_desk, check_page):
+    statuses = OutgoingMessage.Status.values
+    for number in range(60):
+        _make(
+            f"reader{number}@example.org",
+            status=statuses[number % len(statuses)],
+            last_error="" if number % 5 else "Rejected: Address contains illegal characters.",
+            subject=f"Weekly digest {number}",
+        )
+    page = open_desk("outgoingmessage/")
+    assert page.locator("#result_list tbody tr").count() == 50
+    check_page(page, "messages", exclude=DJANGO)
