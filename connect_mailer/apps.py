@@ -21,5 +21,5 @@ class ConnectMailerConfig(AppConfig):
 
     def ready(self) -> None:
         """Load what registers itself."""
-        from connect_mailer import checks, tasks  # noqa: F401
+        from connect_mailer import checks, legacy_tasks, tasks  # noqa: F401
         from connect_mailer.feedback import receivers  # noqa: F401

@@ -454,7 +454,8 @@ class Health(Tally):
 
 
 class NotificationReceipt(models.Model):
-    """An SNS notification that was taken: a second delivery of it changes nothing."""
+    """An SNS notification (or a task of an older app) that was taken: a second delivery of it
+    changes nothing."""
 
     message_id = models.CharField(_("SNS message id"), max_length=100, unique=True)
     received_at = models.DateTimeField(_("received"), auto_now_add=True, db_index=True)
