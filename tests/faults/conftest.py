@@ -8,6 +8,9 @@ import pytest
 
 from connect_mailer.testing.ses import LocalSES
 
+# Of the workers: see there.
+APP = "tests.faults.celery"
+
 
 @pytest.fixture
 def ses() -> Iterator[LocalSES]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from connect_mailer.testing.ses import Fault, LocalSES
+from tests.faults.conftest import APP
 from tests.site.running import count_arrivals, everybody, open_site, wait_for
 
-APP = "tests.faults.celery"
 pytestmark = pytest.mark.usefixtures("valkey")
 
 

@@ -1,7 +1,8 @@
 """What a process of the site does: ``python -m tests.site COMMAND``.
 
-``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it) and ``send N`` (with
-it); ``drain``; ``serve`` (the webhook, until it is ended).
+``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``send N`` (with
+it), ``send N BYTES`` (of noise, each), ``roll_back N``; ``deliver N`` (asks for so many
+drains); ``drain``; ``serve`` (the webhook, until it is ended).
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ def main(command: str, *args: str) -> None:
         with mock.patch.object(tasks, "_publish"):
             send(int(args[0]))
     elif command == "send":
-        send(int(args[0]))
+        send(*map(int, args))
+    elif command == "roll_back":
+        from django.db import transaction
+
+        with transaction.atomic():
+            send(int(args[0]))
+            transaction.set_rollback(True)
+    elif command == "deliver":
+        from connect_mailer.tasks import deliver
+
+        for _ in range(int(args[0])):
+            deliver.delay()
     elif command == "drain":
         from connect_mailer.conf import conf
         from connect_mailer.sending.delivery import Drain
@@ -51,34 +63,38 @@ def main(command: str, *args: str) -> None:
         serve()
 
 
-def send(number: int) -> None:
+def send(number: int, size: int = 3) -> None:
     from django.core.mail import EmailMessage
 
     from connect_mailer.backend import ConnectMailerBackend
 
     ConnectMailerBackend().send_messages(
-        [EmailMessage("Hi", "Body", None, [f"u{n}@example.org"]) for n in range(number)]
+        [
+            EmailMessage("Hi", os.urandom(size // 2).hex(), None, [f"u{n}@example.org"])
+            for n in range(number)
+        ]
     )
 
 
 def serve() -> None:
     """Serve the site on a free port, which it prints; trust who signs with SITE_SIGNER."""
-    from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
     from django.core.wsgi import get_wsgi_application
+    from django.db import connection
 
     from connect_mailer.testing.sns import SNSSigner
 
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
-
     class Handler(WSGIRequestHandler):
+        disable_nagle_algorithm = True
+
         def log_message(self, *args: object) -> None:
             """Nothing: what matters is in the database."""
 
     SNSSigner.from_pem(os.environ["SITE_SIGNER"], topic_arn=os.environ["SITE_TOPIC"]).trust()
-    server = Server(("127.0.0.1", 0), Handler)
+    # One after the other, through one connection to the database.
+    connection.settings_dict["CONN_MAX_AGE"] = None
+    server = WSGIServer(("127.0.0.1", 0), Handler)
     server.set_app(get_wsgi_application())
     sys.stdout.write(f"{server.server_address[1]}\n")
     sys.stdout.flush()

@@ -23,6 +23,9 @@ from tests import servers
 
 ROOT = Path(__file__).parent.parent.parent
 
+# A migrated database for each server: a copy is there at once.
+_templates: dict[str, str] = {}
+
 
 class Process:
     """One process of the site, with its children; what it says goes to a file."""
@@ -91,12 +94,22 @@ class Site:
             "SITE_CONNECT_MAILER": json.dumps(options),
             **(env or {}),
         }
-        self._ask_server(f'CREATE DATABASE "{self.name}"')
-        self.run("migrate")
+        self._make()
+
+    def _make(self) -> None:
+        template = _templates.get(self.server["HOST"], "template1")
+        self._ask_server(f'CREATE DATABASE "{self.name}" TEMPLATE "{template}"')
+        if template == "template1":
+            self.run("migrate")
+            _templates[self.server["HOST"]] = template = f"template_{uuid.uuid4().hex}"
+            self._ask_server(f'CREATE DATABASE "{template}" TEMPLATE "{self.name}"')
 
     def close(self) -> None:
         for process in self.processes:
             process.end()
+        self._drop()
+
+    def _drop(self) -> None:
         self._ask_server(f'DROP DATABASE "{self.name}" WITH (FORCE)')
 
     def ask(self, sql: str, database: str = "") -> list[Any]:
@@ -122,6 +135,13 @@ class Site:
         process = self.start("tests.site", *args)
         output = process.wait()
         assert process.process.returncode == 0, output
+        return output
+
+    def fail(self, *args: str, **env: str) -> str:
+        """Run what must end with an error; return what it said."""
+        process = self.start("tests.site", *args, **env)
+        output = process.wait()
+        assert process.process.returncode != 0, output
         return output
 
     def start_worker(self, *options: str, app: str = "tests.site.celery", **env: str) -> Process:

@@ -18,12 +18,13 @@ DEFAULT_FROM_EMAIL = "site@example.com"
 SERVER = json.loads(os.environ.get("SITE_SERVER", "null")) or postgres()
 DATABASES: dict[str, Any] = {"default": {**SERVER, "NAME": os.environ["SITE_DATABASE"]}}
 
-CELERY_BROKER_URL = os.environ["SITE_REDIS_URL"]
+CELERY_BROKER_URL = os.environ.get("SITE_BROKER_URL") or os.environ["SITE_REDIS_URL"]
 
 AWS_ACCESS_KEY_ID = AWS_SECRET_ACCESS_KEY = "test"
 CONNECT_MAILER = {
     "SES_REGION": "us-east-1",
     "SES_ENDPOINT_URL": os.environ["SITE_SES_URL"],
+    "REDIS_URL": os.environ["SITE_REDIS_URL"],
     "MAX_DRAINS": 4,
     **json.loads(os.environ.get("SITE_CONNECT_MAILER", "{}")),
 }
