@@ -232,6 +232,15 @@ def test_messages_are_filtered(admin_client):
 # Sending again
 
 
+def test_messages_in_doubt_are_listed(admin_client):
+    held = _make("held@example.org", status="failed", in_doubt=True)
+    _make("other@example.org", status="failed")
+
+    rows = admin_client.get(MESSAGES, {"in_doubt__exact": "1"}).context["cl"].result_list
+
+    assert [row.pk for row in rows] == [held.pk]
+
+
 def _send_again(client, *rows):
     return client.post(
         MESSAGES,

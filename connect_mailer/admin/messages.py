@@ -104,6 +104,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     list_display_links = ("subject_line",)
     list_filter = (
         "status",
+        "in_doubt",
         "stream",
         "created_at",
     )

@@ -177,7 +177,7 @@ class TestInDoubt:
             ses.inject(Fault(lost="after", times=1000))
             site.run("queue", "1000")
 
-            worker = site.start_worker(app=APP)
+            site.start_worker(app=APP)
             wait_for(
                 lambda: site.count() == {"sent": 1000},
                 200,
