@@ -536,6 +536,16 @@ def test_a_list_of_ses_that_can_not_be_changed_is_told(admin_client, ses, settin
     assert "could not be changed" in told[1]
 
 
+def test_too_many_at_once_are_not_released_in_part(admin_client, elsewhere):
+    for number in range(51):
+        _suppress(f"u{number}@example.com")
+    rows = Unsubscribe.objects.values_list("pk", flat=True)
+    sent = {"action": "release", "_selected_action": rows, "select_across": "1"}
+    told = _told(admin_client.post(UNSUBSCRIBES, sent, follow=True))
+    assert told == ["At most 50 at once, since SES is asked about each: none is released."]
+    assert Unsubscribe.objects.count() == 51
+
+
 def test_releasing_needs_the_permission_to_delete(client, elsewhere):
     _operator(client, "view_unsubscribe", "change_unsubscribe", "add_unsubscribe")
     row = _suppress()

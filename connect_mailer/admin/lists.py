@@ -50,16 +50,25 @@ class LargeTableAdmin(AnyModelAdmin):
     paginator = BoundedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    ordering = ("-pk",)
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        """Newest first: by key, or by date where a date is asked for, whose index then serves."""
+        if any(name.startswith(f"{self.date_hierarchy}__") for name in request.GET):
+            return (f"-{self.date_hierarchy}", "-pk")
+        return ("-pk",)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         """Look through the newest rows; what an index finds is found before this."""
         if search_term.strip():
-            newest = self.model._default_manager.using(queryset.db).aggregate(pk=Max("pk"))["pk"]
-            queryset = queryset.filter(pk__gt=(newest or 0) - SEARCHED_ROWS)
+            queryset = queryset.filter(pk__gt=self.find_oldest_searched(queryset.db))
         return super().get_search_results(request, queryset, search_term)
+
+    def find_oldest_searched(self, using: str) -> int:
+        """The key after which rows are looked through."""
+        newest = self.model._default_manager.using(using).aggregate(pk=Max("pk"))["pk"]
+        return (newest or 0) - SEARCHED_ROWS
 
 
 def make_hierarchy(cl: Any) -> dict[str, Any] | None:

@@ -192,7 +192,11 @@ class UnsubscribeAdmin(LargeTableAdmin):
     @admin.action(description=gettext_lazy("Release: write to them again"), permissions=["delete"])
     def release(self, request: HttpRequest, queryset: QuerySet[Unsubscribe]) -> None:
         """Remove the rows, and take the addresses off SES's own list, where they are on it."""
-        rows = list(queryset[:_MAX_RELEASED])
+        rows = list(queryset[: _MAX_RELEASED + 1])
+        if len(rows) > _MAX_RELEASED:
+            text = _("At most %(number)d at once, since SES is asked about each: none is released.")
+            self.message_user(request, text % {"number": _MAX_RELEASED}, messages.ERROR)
+            return
         self.log_deletions(request, queryset.filter(pk__in=[row.pk for row in rows]))
         Unsubscribe.objects.filter(pk__in=[row.pk for row in rows]).delete()
         addresses = sorted({row.address for row in rows})
