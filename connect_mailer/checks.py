@@ -15,6 +15,7 @@ from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
+from django.db import router
 from django.urls import NoReverseMatch, get_script_prefix, reverse
 from django.utils.module_loading import import_string
 
@@ -108,6 +109,39 @@ def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
             )
         ]
     return []
+
+
+@register(Tags.compatibility)
+def check_sqlite(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W009: an SQLite database in which a worker and the site would lock each other out."""
+    from celery import current_app
+
+    from connect_mailer.models import OutgoingMessage
+
+    alias = router.db_for_write(OutgoingMessage)
+    database = settings.DATABASES.get(alias, {})
+    name = str(database.get("NAME", ""))
+    if (
+        not str(database.get("ENGINE", "")).endswith("sqlite3")
+        or name == ":memory:"  # nobody else is there
+        or "mode=memory" in name
+        or current_app.conf.task_always_eager
+    ):
+        return []
+    options = database.get("OPTIONS", {})
+    begins = str(options.get("transaction_mode", "")).upper()
+    pragmas = str(options.get("init_command", "")).lower().replace(" ", "")
+    if begins in ("IMMEDIATE", "EXCLUSIVE") and "journal_mode=wal" in pragmas:
+        return []
+    return [
+        Caution(
+            f"A worker and the site write to one SQLite database, DATABASES[{alias!r}], which "
+            "lets one of them at a time: the others fail with 'database is locked'.",
+            hint='Give it "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20, '
+            '"init_command": "PRAGMA journal_mode=WAL"}, or use PostgreSQL.',
+            id="connect_mailer.W009",
+        )
+    ]
 
 
 @register(Tags.security)

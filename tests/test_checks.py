@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
+from celery import current_app
 from django.core.checks import run_checks
+
+from connect_mailer.checks import check_sqlite
 
 pytestmark = pytest.mark.django_db  # some of Django's checks ask the database
 
@@ -181,3 +185,34 @@ def test_login_exempt_urls(settings: Any, patterns: list[str], found: set[str]) 
     settings.LOGIN_EXEMPT_URLS = patterns
 
     assert set(run()) == found
+
+
+SQLITE = "django.db.backends.sqlite3"
+READY = {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL;"}
+
+
+@pytest.mark.parametrize(
+    ("database", "is_eager", "warns"),
+    [
+        ({"ENGINE": SQLITE, "NAME": "site.sqlite3"}, False, True),
+        ({"ENGINE": SQLITE, "NAME": "a", "OPTIONS": READY | {"init_command": ""}}, False, True),
+        (
+            {"ENGINE": SQLITE, "NAME": "a", "OPTIONS": READY | {"transaction_mode": None}},
+            False,
+            True,
+        ),
+        ({"ENGINE": SQLITE, "NAME": "a", "OPTIONS": READY}, False, False),
+        ({"ENGINE": SQLITE, "NAME": "site.sqlite3"}, True, False),
+        ({"ENGINE": SQLITE, "NAME": ":memory:"}, False, False),
+        ({"ENGINE": "django.db.backends.postgresql", "NAME": "site"}, False, False),
+    ],
+)
+def test_sqlite_with_workers(
+    monkeypatch: Any, settings: Any, database: dict[str, Any], is_eager: bool, warns: bool
+) -> None:
+    monkeypatch.setitem(current_app.conf, "task_always_eager", is_eager)
+
+    with mock.patch.dict(settings.DATABASES, {"default": database}):
+        found = check_sqlite(None)
+
+    assert [message.id for message in found] == ["connect_mailer.W009"] * warns

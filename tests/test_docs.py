@@ -38,7 +38,14 @@ SECRET_KEY = "a key for tests only"
 ROOT_URLCONF = "urls"
 USE_TZ = True
 ALLOWED_HOSTS = ["*"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}}
+DATABASES = {"default": {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": "site.sqlite3",
+    "OPTIONS": {
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL",
+    },
+}}
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes"]
 TEMPLATES = [{
     "BACKEND": "django.template.backends.django.DjangoTemplates",

@@ -40,6 +40,7 @@ from connect_mailer.models import (
     OutgoingRecipient,
     Tally,
 )
+from connect_mailer.sending import bulk
 from connect_mailer.sending.envelope import Draft
 from connect_mailer.tallies import count
 
@@ -94,11 +95,14 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
     contents: list[OutgoingContent] = []
     rows: list[tuple[OutgoingMessage, Sequence[Any]]] = []
     place = 0
+    number = sum(max(len(range(0, len(one.draft.kept), MAX_RECIPIENTS)), 1) for one in batch)
+    # As a value where rows are copied.
+    now: Any = bulk.ask_time(using) if bulk.can_copy(number, using=using) else DatabaseNow()
     for frozen in batch:
         draft = frozen.draft
         left_out = [recipient for recipient in draft.recipients if recipient.reason]
         if frozen.mime is None:
-            row = _make_row(draft, status=Status.SUPPRESSED, finished_at=DatabaseNow())
+            row = _make_row(draft, now, status=Status.SUPPRESSED, finished_at=now)
             rows.append((row, left_out))
             continue
         content = OutgoingContent(mime=frozen.mime)
@@ -109,21 +113,23 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
             part = kept[start : start + MAX_RECIPIENTS]
             row = _make_row(
                 draft,
+                now,
                 content=content,
                 size=len(frozen.mime),
                 cost=len(part),
-                turn=(send_after or DatabaseNow()) + timedelta(seconds=place * TURN_SECONDS),
+                turn=(send_after or now) + timedelta(seconds=place * TURN_SECONDS),
             )
             row.lane = None if send_after else row.rank
             place += 1
             rows.append((row, part if start else [*part, *left_out]))
     messages = [row for row, _ in rows]
-    with transaction.atomic(using=using):
-        OutgoingContent.objects.using(using).bulk_create(contents)
-        OutgoingMessage.objects.using(using).bulk_create(messages)
-        if not connections[using].features.can_return_rows_from_bulk_insert:
+    # Without a savepoint: the caller has one, and each is two round trips.
+    with transaction.atomic(using=using, savepoint=False):
+        bulk.insert(contents, using=using)
+        bulk.insert(messages, using=using, needs_ids=True)
+        if messages and messages[0].pk is None:
             _fetch_ids(messages, using)
-        OutgoingRecipient.objects.using(using).bulk_create(
+        recipients_of_all = [
             OutgoingRecipient(
                 message=row,
                 address=recipient.address.key,
@@ -138,7 +144,8 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
             )
             for row, recipients in rows
             for recipient in recipients
-        )
+        ]
+        bulk.insert(recipients_of_all, using=using)
         count(
             (
                 Tally(stream=row.stream, suppressed=sum(bool(one.reason) for one in recipients))
@@ -149,7 +156,7 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
     return messages
 
 
-def _make_row(draft: Draft, **fields: Any) -> OutgoingMessage:
+def _make_row(draft: Draft, now: Any, **fields: Any) -> OutgoingMessage:
     options = draft.options
     subject = "".join(filter(str.isprintable, str(draft.message.subject)))
     return OutgoingMessage(
@@ -159,7 +166,7 @@ def _make_row(draft: Draft, **fields: Any) -> OutgoingMessage:
         + (0 if options.stream == OutgoingMessage.Stream.TRANSACTIONAL else FIRST_DEFAULT_LANE),
         send_after=options.send_after,
         expires_at=options.expires_at,
-        due_at=options.send_after or DatabaseNow(),
+        due_at=options.send_after or now,
         sender=draft.sender.spec,
         subject=subject[:255],
         mailing_list=options.mailing_list,
