@@ -6,7 +6,7 @@ that moment and on the database's clock; nothing relies on what a process read b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +19,12 @@ from django.db.models import (
     BooleanField,
     Case,
     CharField,
+    Exists,
     Expression,
     ExpressionWrapper,
     F,
+    Model,
+    OuterRef,
     Q,
     QuerySet,
     Value,
@@ -43,6 +46,8 @@ from connect_mailer.models import (
 from connect_mailer.sending import bulk
 from connect_mailer.sending.envelope import Draft
 from connect_mailer.tallies import count
+
+_M = TypeVar("_M", bound=Model)
 
 Status = OutgoingMessage.Status
 # Those of ended leases before those that come for the first time.
@@ -252,7 +257,7 @@ def line_up(*, using: str) -> bool:
         if not _any(_waiting(status, using)):
             continue
         with _row_locks(using):
-            waiting = _waiting(status, using).select_for_update(skip_locked=True)
+            waiting = _lock(_waiting(status, using))
             pks = list(waiting.values_list("pk", flat=True)[:LINE_CHUNK])
             entered += _still_due(pks, using).update(
                 lane=F("rank"), turn=Coalesce("turn", "due_at")
@@ -287,14 +292,10 @@ def claim(
     """
     token = uuid4()
     with _row_locks(using):
-        candidates = (
-            _line(using, paused)
-            .select_for_update(skip_locked=True)
-            .annotate(
-                has_expired=ExpressionWrapper(
-                    Q(expires_at__isnull=False, expires_at__lte=DatabaseNow()),
-                    output_field=BooleanField(),
-                )
+        candidates = _lock(_line(using, paused)).annotate(
+            has_expired=ExpressionWrapper(
+                Q(expires_at__isnull=False, expires_at__lte=DatabaseNow()),
+                output_field=BooleanField(),
             )
         )
         taken: list[OutgoingMessage] = []
@@ -325,6 +326,13 @@ def claim(
         row.claim = token
         row.attempts += 1
     return taken
+
+
+def _lock(queryset: QuerySet[_M]) -> QuerySet[_M]:
+    """Lock rows, but for those that another one has locked, where the database can."""
+    if connections[queryset.db].features.has_select_for_update_skip_locked:
+        return queryset.select_for_update(skip_locked=True)
+    return queryset
 
 
 def _row_locks(using: str) -> AbstractContextManager[Any]:
@@ -579,10 +587,12 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
     """
     using = get_database()
     with transaction.atomic(using=using):
+        # Rows before their recipients, as everywhere: or two would wait for each other.
         pks = list(
             queryset.using(using)
             .filter(status__in=[Status.FAILED, Status.EXPIRED, Status.SENT])
             .exclude(content=None)
+            .select_for_update()
             .values_list("pk", flat=True)
         )
         OutgoingRecipient.objects.using(using).filter(message__in=pks).exclude(
@@ -648,36 +658,45 @@ def _lock_queued(pks: Sequence[int], using: str) -> list[int]:
 def purge(*, keep_days: int, keep_bodies_days: int, using: str) -> int:
     """Forget finished rows after ``keep_days`` and sent bodies after ``keep_bodies_days``.
 
-    Returns the number of rows that were forgotten. In chunks, so that no lock is held long.
+    Returns the number of rows that were forgotten. In chunks, so that no lock is held long, and
+    without waiting for rows that somebody else is at: the next purge finds those.
     """
     old = DatabaseNow() - timedelta(days=keep_days)
-    finished = OutgoingMessage.objects.using(using).filter(finished_at__lt=old)
-    forgotten = 0
-    for pks in _chunks(finished):
-        with transaction.atomic(using=using):
-            rows = finished.filter(pk__in=pks)  # some may be queued again by now
-            OutgoingContent.objects.release(rows)
-            rows.delete()
-        forgotten += len(pks)
-    bodies = OutgoingMessage.objects.using(using).filter(
+    messages = OutgoingMessage.objects.using(using)
+    forgotten = _in_chunks(messages.filter(finished_at__lt=old), _forget)
+    bodies = messages.filter(
         status=Status.SENT,
         finished_at__lt=DatabaseNow() - timedelta(days=keep_bodies_days),
         content__isnull=False,
     )
-    for pks in _chunks(bodies):
-        with transaction.atomic(using=using):
-            OutgoingContent.objects.release(bodies.filter(pk__in=pks))
+    _in_chunks(bodies, OutgoingContent.objects.release)
     # Two rows of one message that were settled at the same moment may both have left it behind.
-    contents = OutgoingContent.objects.using(using).filter(messages=None)
-    for ids in _chunks(contents):
-        contents.filter(pk__in=ids).delete()
+    used = Exists(messages.filter(content=OuterRef("pk")))
+    _in_chunks(OutgoingContent.objects.using(using).filter(~used), _delete)
     receipts = NotificationReceipt.objects.using(router.db_for_write(NotificationReceipt))
-    for pks in _chunks(receipts.filter(received_at__lt=old)):
-        receipts.filter(pk__in=pks).delete()
+    _in_chunks(receipts.filter(received_at__lt=old), _delete)
     return forgotten
 
 
-def _chunks(queryset: QuerySet[Any]) -> Iterator[list[Any]]:
-    """The keys of a queryset that shrinks while it is worked off."""
-    while pks := list(queryset.values_list("pk", flat=True)[:PURGE_CHUNK]):
-        yield pks
+def _forget(messages: QuerySet[OutgoingMessage]) -> None:
+    OutgoingContent.objects.release(messages)
+    messages.delete()
+
+
+def _delete(rows: QuerySet[Any]) -> None:
+    rows.delete()
+
+
+def _in_chunks(queryset: QuerySet[Any], act: Callable[[QuerySet[Any]], None]) -> int:
+    """Work off a queryset that ``act`` shrinks; return how many rows that were.
+
+    They are locked first, or what was queued again at that moment would be deleted.
+    """
+    total = 0
+    while True:
+        with transaction.atomic(using=queryset.db):
+            pks = list(_lock(queryset).values_list("pk", flat=True)[:PURGE_CHUNK])
+            if not pks:
+                return total
+            act(queryset.filter(pk__in=pks))
+        total += len(pks)
