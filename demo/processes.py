@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
+from demo.watch import Watch
+
 # All that starts or happens has this long. Minutes of a slow machine, not of a healthy one.
 PATIENCE_SECONDS = 90.0
 # A process that was told to stop has this long.
@@ -105,11 +107,15 @@ class Process:
 
 
 class Processes:
-    """Children that are stopped, all at once, at the end of a ``with`` block."""
+    """Children that are stopped, all at once, at the end of a ``with`` block.
+
+    Where that is never reached, because this process was killed, they are killed.
+    """
 
     def __init__(self, folder: Path, interrupts: Interrupts) -> None:
         self._folder = folder
         self._interrupts = interrupts
+        self._watch = Watch()
         self.started: list[Process] = []
 
     def start(
@@ -137,6 +143,7 @@ class Processes:
                 stop_signal=stop_signal,
                 is_whole_group_told=is_whole_group_told,
             )
+            self._watch.add(popen.pid)
             self.started.append(process)
         return process
 
@@ -144,6 +151,7 @@ class Processes:
         """Let one die at once, with all of its children, as a machine does that loses power."""
         os.killpg(process.popen.pid, signal.SIGKILL)
         process.popen.wait()
+        self._watch.remove(process.popen.pid)
         self.started.remove(process)
 
     def check(self) -> None:
@@ -182,6 +190,8 @@ class Processes:
         deadline = time.monotonic() + STOP_SECONDS
         for process in self.started:
             process.end(deadline)
+            self._watch.remove(process.popen.pid)
+        self._watch.close()
 
 
 def find_free_ports(number: int) -> list[int]:
