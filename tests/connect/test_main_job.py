@@ -1,0 +1,102 @@
+"""The main job on a site of Connect's shape, by the environment of its Heroku app alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from urllib.parse import urlencode
+
+import pytest
+
+from connect_mailer.testing import LocalSES
+from connect_mailer.testing.sns import make_bounce
+from tests.connect.conftest import HEROKU, Connect
+
+
+def test_mail_goes_a_bounce_comes_back_and_nobody_writes_again(
+    connect: Connect, ses: LocalSES
+) -> None:
+    user = connect.add_user("Jane@example.org")
+
+    assert connect.send("jane@example.org", "joe@example.org") == 2
+    assert ses.mailbox() == []
+    assert connect.deliver() == 2
+    assert sorted(mail.recipients for mail in ses.mailbox()) == [
+        ("jane@example.org",),
+        ("joe@example.org",),
+    ]
+
+    assert connect.post_feedback(make_bounce(["jane@example.org"])) == 200
+    [row] = connect.read("connect_mailer.Unsubscribe")
+    assert (row["address"], row["source"], row["user_id"]) == ("jane@example.org", "bounce", user)
+
+    assert connect.send("JANE@example.org", "joe@example.org") == 1
+    assert connect.deliver() == 1
+    assert ses.mailbox()[-1].recipients == ("joe@example.org",)
+    assert len(ses.mailbox()) == 3
+
+
+def test_links_in_old_mail_work_without_login(connect: Connect, ses: LocalSES) -> None:
+    user = connect.add_user("jane+news@example.org")
+    secret = HEROKU["EMAIL_SECRET_KEY"]
+    digest = hashlib.sha256(f"{secret}jane+news@example.org".encode()).digest()
+    code = re.sub(r"[^A-Za-z0-9_-]", "", base64.b64encode(digest).decode())
+    link = f"/mail/unsubscribe/?{urlencode({'email': 'jane+news@example.org', 'code': code})}"
+
+    assert connect.get("/groups/")[0] == 302  # the login is there
+    status, _, page = connect.get(link)
+    assert (status, "<form" in page) == (200, True)
+    assert connect.read("connect_mailer.Unsubscribe") == []
+    assert connect.post(link)[0] == 200
+    [row] = connect.read("connect_mailer.Unsubscribe")
+    assert (row["address"], row["source"], row["user_id"]) == (
+        "jane+news@example.org", "user", user,
+    )  # fmt: skip
+    assert connect.get(link.replace(code, code[::-1]))[0] == 404
+
+
+def test_links_in_new_mail_work_without_login(connect: Connect, ses: LocalSES) -> None:
+    connect.send("jane@example.org")
+    connect.deliver()
+    [mail] = ses.mailbox()
+    link = mail.message["List-Unsubscribe"].strip("<>")
+    assert link.startswith(f"{HEROKU['ORIGIN']}/mail/unsubscribe/")
+
+    assert connect.post(link.removeprefix(HEROKU["ORIGIN"]), "List-Unsubscribe=One-Click")[0] == 200
+    assert connect.send("jane@example.org") == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "topics"),
+    [(None, []), ("", []), (HEROKU["BOUNCY_TOPIC_ARN"], [HEROKU["BOUNCY_TOPIC_ARN"]])],
+)
+def test_every_form_that_the_topic_had(
+    connect: Connect, value: str | None, topics: list[str]
+) -> None:
+    connect.set_setting("BOUNCY_TOPIC_ARN", value)
+    assert connect.get_conf("topic_arns") == topics
+    expected = 200 if topics else 400
+    assert connect.post_feedback(make_bounce(["jane@example.org"])) == expected
+
+
+def test_nothing_is_wrong_but_what_the_checks_say_of_the_login(connect: Connect) -> None:
+    [message] = connect.check()
+    assert message == (
+        "connect_mailer.W008 LOGIN_EXEMPT_URLS has '^mail/*', which also lets out /mailbox/secret."
+    )
+    connect.set_setting("LOGIN_EXEMPT_URLS", [r"^mail/(bouncy|unsubscribe)/"])
+    assert connect.check() == []
+
+
+def test_certificates_are_verified_whatever_the_settings_say(connect: Connect) -> None:
+    connect.set_setting("BOUNCY_VERIFY_CERTIFICATE", False)
+    assert any(message.startswith("connect_mailer.E007") for message in connect.check())
+
+
+def test_what_the_environment_names_sends(deploy: Callable[..., Connect]) -> None:
+    """Connect hands it on as ORIGINAL_EMAIL_BACKEND; on a laptop there is none."""
+    assert deploy().get_conf("is_ses")
+    laptop = deploy("EMAIL_BACKEND")
+    assert laptop.get_conf("transport") == "django.core.mail.backends.console.EmailBackend"
