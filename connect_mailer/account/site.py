@@ -24,7 +24,6 @@ from connect_mailer.account.findings import Finding, error, note, ok, warning
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import ConfigurationError
-from connect_mailer.feedback.webhook import endpoint
 from connect_mailer.models import Lease, OutgoingMessage
 from connect_mailer.optout.headers import unsubscribe_url
 from connect_mailer.sending import leases, outbox
@@ -228,6 +227,9 @@ def get_webhook_url() -> str:
     Raises:
         ConfigurationError: the URLs of the app are not included.
     """
+    # With cryptography, which a process that only shows the admin need not load.
+    from connect_mailer.feedback.webhook import endpoint
+
     base = conf.unsubscribe_base_url
     try:
         return base and base + reverse(endpoint, urlconf=cast("str", get_resolver().urlconf_name))

@@ -1,0 +1,157 @@
+"""The site that the benchmarks run: servers, an outbox, and processes of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+say = partial(print, flush=True)
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@contextmanager
+def servers() -> Iterator[None]:
+    """A database of its own in PostgreSQL, Valkey, and Django on both in this process too."""
+    import psycopg
+
+    from tests import servers
+
+    server = servers.postgres()
+    name = f"bench_{uuid.uuid4().hex}"
+
+    def ask(sql: str) -> None:
+        with psycopg.connect(
+            host=server["HOST"], port=server["PORT"] or None, user=server["USER"],
+            dbname=server["NAME"], autocommit=True,
+        ) as connection:  # fmt: skip
+            connection.execute(sql)
+
+    ask(f'CREATE DATABASE "{name}"')
+    os.environ |= {
+        "DJANGO_SETTINGS_MODULE": "tests.site.settings",
+        "SITE_DATABASE": name,
+        "SITE_REDIS_URL": f"{servers.valkey_url()}/0",
+        "SITE_SES_URL": "http://127.0.0.1:9",
+    }
+    import django
+    from django.core.management import call_command
+    from django.db import connections
+
+    from tests.site.celery import app
+
+    app.set_default()
+    django.setup()
+    call_command("migrate", verbosity=0)
+    try:
+        yield
+    finally:
+        connections.close_all()
+        ask(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def sink(seconds: float) -> Iterator[str]:
+    """The URL of an SES that answers after so long."""
+    process = start_module("tests.benchmarks._sink", str(seconds))
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate()
+
+
+def start(benchmark: str, *args: str, **environment: str) -> Any:
+    """A process that calls ``work(*args)`` of a benchmark, with Django set up."""
+    return start_module("tests.benchmarks._site", benchmark, *args, **environment)
+
+
+def start_module(name: str, *args: str, **environment: str) -> Any:
+    """``python -m name``, with pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", name, *args],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def describe(what: str) -> str:
+    """The machine, in one line."""
+    from importlib.metadata import version
+
+    from django.db import connection
+
+    return (
+        f"{platform.python_implementation()} {platform.python_version()}, Django "
+        f"{version('django')}, boto3 {version('boto3')}, {connection.vendor} "
+        f"{'.'.join(map(str, connection.get_database_version()))}, {os.cpu_count()} cores; {what}"
+    )
+
+
+def empty() -> None:
+    """Forget all mail."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "TRUNCATE connect_mailer_outgoingmessage, connect_mailer_outgoingcontent, "
+            "connect_mailer_lease CASCADE"
+        )
+
+
+def queue(messages: int, body: str = 20 * ("Body " * 10 + "\n"), costs: Sequence[int] = ()) -> None:
+    """Queue messages, of one recipient or as many as ``costs`` says, without a wake-up."""
+    from unittest import mock
+
+    from django.core.mail import EmailMessage
+    from django.db import connection
+
+    from connect_mailer import tasks
+    from connect_mailer.backend import ConnectMailerBackend
+
+    def make(number: int) -> EmailMessage:
+        to = [f"u{number}-{other}@example.org" for other in range(costs[number] if costs else 1)]
+        return EmailMessage("News", body, "site@example.com", bcc=to)
+
+    with mock.patch.object(tasks, "_publish"):
+        for start in range(0, messages, 2000):
+            batch = [make(number) for number in range(start, min(start + 2000, messages))]
+            ConnectMailerBackend().send_messages(batch)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE")
+
+
+def allow_help() -> None:
+    """Let a second drain run from the start."""
+    from connect_mailer.sending import leases, wakeups
+
+    leases.acquire(wakeups.HELP, 600, using="default")
+
+
+def _main(benchmark: str, *args: str) -> None:
+    import importlib
+    import logging
+
+    import django
+
+    from tests.site.celery import app
+
+    app.set_default()
+    django.setup()
+    # As a worker logs.
+    logging.basicConfig(level=logging.INFO, stream=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    importlib.import_module(f"tests.benchmarks.{benchmark}").work(*args)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

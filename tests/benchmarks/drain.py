@@ -1,0 +1,255 @@
+"""From the queue to SES: messages a second and CPU of the workers, beside boto3 alone and peers.
+
+Two worker processes, 50 calls in flight in each, against a local SES that answers after 50 ms
+or at once. Queueing, imports and set-up come before the clock starts; it ends when the last
+row is settled. Rounds of all are interleaved.
+
+*boto3* and *lean* are the floors: the client alone in 50 threads, messages from memory, no
+database, no pace. The peers that send one message after the other run in one process as they
+are: django-ses and django-anymail in a loop over ``send_messages()``.
+
+Memory, after that: what a drain's process has at most for a small and for a large backlog, and
+for messages of 40 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+
+from tests.benchmarks._site import say
+
+ROUNDS = 3
+PROCESSES = 2
+CONCURRENCY = 50
+# Messages of a round, where SES answers after 50 ms and at once.
+MESSAGES = {0.05: 6000, 0.0: 8000}
+# Of those that take one message after the other, in one process.
+SLOW_MESSAGES = 200
+BACKLOGS = (1000, 20_000)
+LARGE_MESSAGES = 4
+
+MIME = (
+    b"From: site@example.com\r\nTo: u@example.org\r\nSubject: News\r\nMIME-Version: 1.0\r\n"
+    b'Content-Type: text/plain; charset="utf-8"\r\n\r\n' + 20 * (b"Body " * 10 + b"\r\n")
+)
+BODY = 20 * ("Body " * 10 + "\n")
+
+
+def main() -> None:
+    """Print the tables."""
+    from tests.benchmarks import _site
+
+    with _site.servers():
+        say(_site.describe(f"{PROCESSES} worker processes, median of {ROUNDS} rounds"))
+        for seconds in MESSAGES:
+            _compare(seconds)
+        _weigh()
+
+
+def _weigh() -> None:
+    from tests.benchmarks import _site
+
+    say(f"\n{'memory of a drain, MB':<30}{'before':>10}{'at most':>10}")
+    with _site.sink(0.0) as url:
+        for label, messages, size in (
+            *((f"{backlog:,} rows", backlog, 1000) for backlog in BACKLOGS),
+            (f"{LARGE_MESSAGES} messages of 40 MB", LARGE_MESSAGES, 41_000_000),
+        ):
+            _site.empty()
+            for _ in range(messages if size > 1_000_000 else 1):
+                number = 1 if size > 1_000_000 else messages
+                _site.queue(number, ("x" * 76 + "\n") * (size // 77))
+            worker = _site.start("drain", "memory", str(messages), SITE_SES_URL=url)
+            assert worker.stdout.readline() == "ready\n"
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            result = json.loads(worker.stdout.readline())
+            worker.communicate()
+            assert result["sent"] == messages, (result, messages)
+            say(f"{label:<30}{result['before']:>10.0f}{result['most']:>10.0f}")
+
+
+def _compare(seconds: float) -> None:
+    from tests.benchmarks import _site
+
+    taken: dict[str, list[tuple[float, float]]] = {}
+    with _site.sink(seconds) as url:
+        for _ in range(ROUNDS):
+            for name in ROLES:
+                taken.setdefault(name, []).append(_run(name, url, MESSAGES[seconds]))
+    floor = statistics.median(rate for rate, _ in taken["boto3"])
+    cost = statistics.median(cpu for _, cpu in taken["boto3"])
+    title = f"answers after {seconds * 1000:.0f} ms"
+    say(f"\n{title:<30}{'a second':>10}{'of boto3':>10}{'CPU, us':>9}{'of boto3':>10}")
+    for name, figures in taken.items():
+        rate = statistics.median(rate for rate, _ in figures)
+        cpu = statistics.median(cpu for _, cpu in figures)
+        say(
+            f"{name:<30}{rate:>10,.0f}{rate / floor:>10.2f}{cpu:>9.0f}{cpu / cost:>10.2f}",
+        )
+
+
+def _run(name: str, url: str, messages: int) -> tuple[float, float]:
+    """Messages a second, and microseconds of CPU a message."""
+    from tests.benchmarks import _site
+
+    prepare, _ = ROLES[name]
+    processes = 1 if name in PEERS else PROCESSES
+    messages = SLOW_MESSAGES if name in PEERS else messages
+    prepare(messages)
+    each = messages // processes
+    workers = [_site.start("drain", name, str(each), SITE_SES_URL=url) for _ in range(processes)]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n", name
+    started = time.perf_counter()
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    results = [json.loads(worker.stdout.readline()) for worker in workers]
+    seconds = time.perf_counter() - started
+    for worker in workers:
+        worker.communicate()
+    sent = sum(result["sent"] for result in results)
+    assert sent == messages, (name, sent, messages)
+    return sent / seconds, sum(result["cpu"] for result in results) / sent * 1e6
+
+
+# In a worker's process
+
+
+def work(name: str, *args: str) -> None:
+    """Get ready, wait for the word, work, and say what it cost."""
+    if name == "memory":
+        _work_in_memory()
+        return
+    _, make = ROLES[name]
+    act = make(int(args[0]))
+    say("ready")
+    sys.stdin.readline()
+    started = time.process_time()
+    sent = act()
+    say(json.dumps({"sent": sent, "cpu": time.process_time() - started}))
+
+
+def _work_in_memory() -> None:
+    act = _drain("lean")(0)
+    say("ready")
+    sys.stdin.readline()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    sent = act()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    say(json.dumps({"sent": sent, "before": before, "most": most}))
+
+
+def _nothing(messages: int) -> None:
+    pass
+
+
+def _queue(messages: int) -> None:
+    from tests.benchmarks import _site
+
+    _site.empty()
+    _site.queue(messages)
+    _site.allow_help()
+
+
+def _drain(client: str) -> Callable[[int], Callable[[], int]]:
+    def make(messages: int) -> Callable[[], int]:
+        from django.conf import settings
+
+        from connect_mailer.sending import delivery, rate, transport
+
+        options = {"SES_CLIENT": client, "DRAIN_SECONDS": 600}
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, **options}
+        # The client is made by a worker's first drain.
+        rate.account_rate.get(transport.get_ses_client())
+        return lambda: delivery.drain_outbox(wake=lambda: None, ask_for_help=lambda: None)
+
+    return make
+
+
+def _alone(client: str) -> Callable[[int], Callable[[], int]]:
+    def make(messages: int) -> Callable[[], int]:
+        import uuid
+
+        from connect_mailer.sending.ses import Envelope, SESClient
+
+        ses = SESClient(
+            region="us-east-1",
+            endpoint_url=os.environ["SITE_SES_URL"],
+            access_key_id="test",
+            secret_access_key="test",
+            configuration_set=None,
+            tenant=None,
+            concurrency=CONCURRENCY,
+            connect_timeout=3,
+            read_timeout=10,
+            is_lean=client == "lean",
+        )
+        envelopes = [
+            Envelope(
+                sender="site@example.com",
+                recipients=(f"u{number}@example.org",),
+                mime=MIME,
+                tags={"connect-mailer-id": str(uuid.uuid4())},
+            )
+            for number in range(messages)
+        ]
+        ses.get_account()
+
+        def act() -> int:
+            with ThreadPoolExecutor(CONCURRENCY) as pool:
+                return len(list(pool.map(ses.send, envelopes)))
+
+        return act
+
+    return make
+
+
+def _loop(path: str) -> Callable[[int], Callable[[], int]]:
+    """Django's ``send_messages()`` through a backend that sends at once."""
+
+    def make(messages: int) -> Callable[[], int]:
+        from django.conf import settings
+        from django.core.mail import EmailMessage
+        from django.utils.module_loading import import_string
+
+        url = os.environ["SITE_SES_URL"]
+        os.environ["AWS_ENDPOINT_URL_SESV2"] = url
+        os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
+        os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+        settings.USE_SES_V2, settings.AWS_SES_REGION_NAME = True, "us-east-1"
+        settings.AWS_SES_REGION_ENDPOINT_URL, settings.AWS_SES_AUTO_THROTTLE = url, None
+        backend = import_string(path)()
+        mails = [
+            EmailMessage("News", BODY, "site@example.com", [f"u{number}@example.org"])
+            for number in range(messages)
+        ]
+        return lambda: int(backend.send_messages(mails))
+
+    return make
+
+
+PEERS = {
+    "django-ses, in a loop": "django_ses.SESBackend",
+    "django-anymail, in a loop": "anymail.backends.amazon_ses.EmailBackend",
+}
+ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]]] = {
+    "boto3": (_nothing, _alone("boto3")),
+    "lean": (_nothing, _alone("lean")),
+    "connect_mailer, boto3": (_queue, _drain("boto3")),
+    "connect_mailer": (_queue, _drain("lean")),
+}
+ROLES |= {
+    name: (_nothing, _loop(path))
+    for name, path in PEERS.items()
+    if find_spec(path.partition(".")[0])
+}
