@@ -163,7 +163,7 @@ def test_rows_that_can_not_be_processed(ses: LocalSES) -> None:
 
 
 class TestInDoubt:
-    """SES accepts 1,000 messages, and drops the connection before it answers."""
+    """SES accepts each message, and drops the connection before it answers."""
 
     def test_with_events_none_arrives_twice(self) -> None:
         signer = SNSSigner.generate()
@@ -174,18 +174,18 @@ class TestInDoubt:
             url = f"http://127.0.0.1:{int(server.read())}/mail/bouncy/"
             publisher = FeedbackPublisher(signer, url, events=True, retry_seconds=1)
             ses._on_accepted = publisher
-            ses.inject(Fault(lost="after", times=1000))
-            site.run("queue", "1000")
+            ses.inject(Fault(lost="after", times=200))
+            site.run("queue", "200")
 
             site.start_worker(app=APP)
             wait_for(
-                lambda: site.count() == {"sent": 1000},
+                lambda: site.count() == {"sent": 200},
                 200,
                 tell=lambda: (site.count(), Counter(publisher.statuses), server.read()),
             )
 
             arrivals = count_arrivals(ses)
-            assert arrivals == dict.fromkeys(everybody(1000), 1)
+            assert arrivals == dict.fromkeys(everybody(200), 1)
             assert not site.ask("SELECT 1 FROM connect_mailer_outgoingmessage WHERE in_doubt")
             publisher.close()
             assert set(publisher.statuses) == {200}
