@@ -259,6 +259,8 @@ class Story:
         expected = self._count_expected({BOUNCES, COMPLAINS, READER})
         total = sum(expected.values())
         self._screen.step("5. The same once more, and in the middle of it a worker is killed")
+        with self._screen.busy("waiting until SES has told of all that went before"):
+            self._processes.wait_for("What SES tells", self._is_all_told)
         killed: list[str] = []
         claimed: set[str] = set()
 
@@ -355,6 +357,10 @@ class Story:
 
     def _is_settled(self) -> bool:
         return not OutgoingMessage.objects.filter(status__in=OutgoingMessage.OPEN).exists()
+
+    def _is_all_told(self) -> bool:
+        sent = OutgoingRecipient.Status.SENT
+        return not OutgoingRecipient.objects.filter(status=sent).exists()
 
     def _count_expected(self, withheld: set[str]) -> Counter[str]:
         return Counter(
