@@ -11,11 +11,11 @@ from celery import current_app
 
 from tests import servers
 
-# Needs PostgreSQL, which is there in those environments that test with it.
-# And a site of its own on SQLite, which PostgreSQL tells nothing about.
-collect_ignore = (
-    ["connect"] if os.environ.get("TEST_DATABASE") == "postgres" else ["test_workers.py", "faults"]
-)
+# The first is a site of its own on SQLite, the other needs PostgreSQL.
+collect_ignore = ["connect" if os.environ.get("TEST_DATABASE") == "postgres" else "test_workers.py"]
+# Minutes long: `tox -e faults`.
+if not os.environ.get("TEST_FAULTS"):
+    collect_ignore.append("faults")
 # Sites that still have another mail app: `tox -e moving`.
 if os.environ.get("DJANGO_SETTINGS_MODULE") != "tests.moving.settings":
     collect_ignore.append("moving")
