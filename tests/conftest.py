@@ -11,8 +11,9 @@ from celery import current_app
 
 from tests import servers
 
-# The first is a site of its own on SQLite, the other needs PostgreSQL.
-collect_ignore = ["connect" if os.environ.get("TEST_DATABASE") == "postgres" else "test_workers.py"]
+# The first is a site of its own on SQLite, the others need PostgreSQL.
+is_postgres = os.environ.get("TEST_DATABASE") == "postgres"
+collect_ignore = ["connect"] if is_postgres else ["test_heroku.py", "test_workers.py"]
 # Minutes long: `tox -e faults`.
 if not os.environ.get("TEST_FAULTS"):
     collect_ignore.append("faults")

@@ -1,0 +1,20 @@
+"""The site's Celery app with more settings, and a task of the site's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tests.site.celery import app
+
+app.conf.update(json.loads(os.environ.get("SITE_CELERY", "{}")))
+
+
+@app.task
+def nap(folder: str, seconds: float) -> None:
+    """Say when it begins and when it is done."""
+    (Path(folder) / "begun").touch()
+    time.sleep(seconds)
+    (Path(folder) / "done").touch()
