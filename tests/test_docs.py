@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -128,6 +129,19 @@ def test_every_check_has_an_entry() -> None:
 )
 def test_every_status_is_explained(status: str) -> None:
     assert f"   * - ``{status}``\n" in read("how-it-works.rst")
+
+
+def test_blocks_of_json_are_json() -> None:
+    blocks = [
+        block
+        for path in DOCS.glob("*.rst")
+        for block in re.findall(
+            r"^\.\. code-block:: json\n\n((?:   .*\n|\n)+)", path.read_text("utf-8"), re.MULTILINE
+        )
+    ]
+    assert len(blocks) >= 2
+    for block in blocks:
+        json.loads(dedent(block))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.rst")))
