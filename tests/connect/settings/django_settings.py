@@ -8,8 +8,12 @@ SECRET_KEY = env("SECRET_KEY")
 ORIGIN = env("ORIGIN", default="http://localhost:8000")
 ALLOWED_HOSTS = ["*"]
 DATABASES = {"default": env.db("DATABASE_URL")}
-# Two processes write: let a transaction take its lock when it begins.
-DATABASES["default"].setdefault("OPTIONS", {})["transaction_mode"] = "IMMEDIATE"
+# A worker writes as well: as the check of SQLite asks.
+DATABASES["default"]["OPTIONS"] = {
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 20,
+    "init_command": "PRAGMA journal_mode=WAL",
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 ROOT_URLCONF = "tests.connect.urls"
