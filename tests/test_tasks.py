@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +16,7 @@ from django.utils import timezone
 from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
-from connect_mailer.sending import leases, outbox
+from connect_mailer.sending import leases
 from tests.servers import make_environment
 
 pytestmark = pytest.mark.django_db
@@ -219,25 +218,6 @@ class TestPurge:
         assert recent.pk in left
         assert len(left) == OutgoingContent.objects.count() == 2
         assert NotificationReceipt.objects.get().message_id == "b"
-
-    def test_a_row_that_is_queued_again_meanwhile_stays(
-        self, settings: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        row = self.finish(40, "failed")
-        chunks = outbox._chunks
-
-        def queue_again(queryset: Any) -> Iterator[list[int]]:
-            for pks in chunks(queryset):
-                outbox.send_again(OutgoingMessage.objects.all())
-                yield pks
-
-        monkeypatch.setattr(outbox, "_chunks", queue_again)
-
-        tasks.purge()
-
-        row.refresh_from_db()
-        assert row.status == "queued"
-        assert row.content is not None
 
     def test_bodies_go_earlier_but_for_failed_ones(self, settings: Any) -> None:
         settings.CONNECT_MAILER = {"KEEP_BODIES_DAYS": 3}

@@ -363,7 +363,9 @@ class Drain:
         self._dispatch(now)
         if not self._is_ending and now >= self._look_at and self._count_free():
             self._guard(self._look)
-        if self._results and (now >= self._settle_at or self._is_ending):
+        # One pass waits for nothing but answers.
+        is_last = self._is_ending or (self._one_pass and not (self._slots or self._in_flight))
+        if self._results and (now >= self._settle_at or is_last):
             self._guard(self._settle)
         return not self._is_ending or bool(self._slots or self._in_flight or self._results)
 
@@ -503,7 +505,7 @@ class Drain:
             self._idle_since = inf
         else:
             self._idle_since = min(self._idle_since, now)
-        if self._one_pass or now - self._idle_since >= LINGER_SECONDS:
+        if now - self._idle_since >= (0.0 if self._one_pass else LINGER_SECONDS):
             self._is_ending = True
 
     def _postpone_look(self, now: float, seconds: float) -> None:
@@ -753,6 +755,8 @@ class Drain:
         results = [result for result, _ in self._results]
         outbox.settle(results, keep_bodies=self._keeps_bodies, using=self._using)
         self._results.clear()
+        if self._one_pass:
+            self._look_at = self._clock()  # for what was queued meanwhile
 
     def _give_up_results(self) -> None:
         """What can't be written down while the lease holds is another drain's to decide."""
