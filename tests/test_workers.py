@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -86,3 +87,19 @@ def test_sigterm_to_every_process_of_a_worker(site: Site, ses: LocalSES) -> None
     ses.configure(rate=2000)
     wait_for(lambda: site.count() == {"sent": 60}, 100)
     assert set(count_arrivals(ses).values()) == {1}
+
+
+def test_the_doctor_asks_who_takes_the_queue(ses: LocalSES) -> None:
+    def ask(site: Site) -> dict[str, str]:
+        said = site.start("tests.site", "manage", "mailer_doctor", "--json").wait()
+        findings = json.loads(said[said.index("[") :])
+        [found] = [one for one in findings if one["part"] == "worker"]
+        return {name: str(found[name]) for name in ("level", "text")}
+
+    with open_site(ses.url) as site:
+        assert ask(site)["level"] == "error"
+        worker = site.start_worker()
+        wait_for(lambda: " ready." in worker.read())
+        assert ask(site)["level"] == "ok"
+        site.env["SITE_CONNECT_MAILER"] = json.dumps({"QUEUE": "mail"})
+        assert "'mail'" in ask(site)["text"]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import redis
 from celery import current_app
-from celery.contrib.testing.worker import start_worker
-from celery.fixups.django import DjangoWorkerFixup
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from connect_mailer import tasks
 from connect_mailer.account import site
 from connect_mailer.account.findings import Level
 from connect_mailer.models import Lease, OutgoingMessage
@@ -104,28 +101,48 @@ def doctor(monkeypatch: pytest.MonkeyPatch) -> Doctor:
     return Doctor()
 
 
-@pytest.fixture
-def _worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A real worker, in a thread, who is asked what it takes and gets nothing to do."""
-    monkeypatch.setattr(tasks, "_publish", lambda task: True)
-    # Celery would check the site in that thread, and leave a connection open there.
-    monkeypatch.setattr(DjangoWorkerFixup, "validate_models", lambda self: None)
-    with start_worker(current_app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
-        yield
+class Inspect:
+    """What workers answer; `tests/test_workers.py` asks real ones."""
+
+    def __init__(self, **tasks: list[str]) -> None:
+        self.tasks = tasks
+
+    def __call__(self, timeout: float) -> Inspect:
+        return self
+
+    def active_queues(self) -> dict[str, Any]:
+        return {name: [{"name": "celery"}] for name in self.tasks}
+
+    def registered(self) -> dict[str, Any]:
+        return self.tasks
 
 
-@pytest.mark.usefixtures("_worker")
-class TestWorkers:
-    def test_nothing_is_found_where_all_is_well(self) -> None:
-        assert Doctor().find() == []
+DELIVER = "connect_mailer.tasks.deliver"
 
-    def test_a_queue_that_none_takes(self, settings: Any) -> None:
-        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "QUEUE": "mail"}
 
-        (found,) = Doctor().find()
+@pytest.mark.parametrize(
+    ("workers", "queue", "words"),
+    [
+        ({"one": [DELIVER]}, None, ""),
+        ({"one": [], "two": [DELIVER]}, None, ""),
+        ({"one": [DELIVER]}, "mail", "'mail'"),
+        ({"one": []}, None, "don't know this app's tasks"),
+    ],
+)
+def test_workers(
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: dict[str, list[str]],
+    queue: str | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr(current_app.control, "inspect", Inspect(**workers))
+    settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "QUEUE": queue}
 
-        assert (found["part"], found["level"]) == ("worker", "error")
-        assert "'mail'" in found["text"]
+    found = Doctor().find()
+
+    assert [one["part"] for one in found] == (["worker"] if words else [])
+    assert words in "".join(one["text"] for one in found)
 
 
 def test_no_worker_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

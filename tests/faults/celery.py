@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,8 @@ def _stop() -> None:
         Path(os.environ["FAULT_MARK"]).touch(exist_ok=False)
     except FileExistsError:
         return
+    if os.environ["FAULT_SIGNAL"] == "SIGSTOP":
+        # What other threads have begun comes to its end: between their look at the lease and
+        # the last byte of a request nothing could call it back.
+        time.sleep(1)
     os.killpg(0, signal.Signals[os.environ["FAULT_SIGNAL"]])

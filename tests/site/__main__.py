@@ -22,6 +22,10 @@ def main(command: str, *args: str) -> None:
         from django.core.management import call_command
 
         call_command("migrate", verbosity=0)
+    elif command == "manage":
+        from django.core.management import call_command
+
+        call_command(*args)
     elif command == "queue":
         from unittest import mock
 
