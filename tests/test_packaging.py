@@ -55,7 +55,17 @@ settings.configure(
             },
         }
     ],
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}},
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": "site.sqlite3",
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "timeout": 20,
+                "init_command": "PRAGMA journal_mode=WAL",
+            },
+        }
+    },
     BOUNCY_TOPIC_ARN=["arn:aws:sns:us-east-1:123456789012:feedback"],
     CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": "https://www.example.com"},
     **mail,
