@@ -161,7 +161,8 @@ def test_a_site_with_nothing_but_the_wheel_works(wheel: Path, tmp_path: Path) ->
 from importlib.resources import files
 from django.template.loader import get_template
 for template in (files("connect_mailer") / "templates" / "connect_mailer").iterdir():
-    print(get_template(f"connect_mailer/{template.name}").origin.name)
+    if template.is_file():
+        print(get_template(f"connect_mailer/{template.name}").origin.name)
 print(len((files("connect_mailer.sending") / "gcra.lua").read_text()))
 """
     printed = run(*manage, "shell", "--no-imports", "-c", templates, cwd=site).split()
