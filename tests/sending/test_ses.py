@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -61,7 +62,8 @@ def connect(
     """Make clients that send by the one and by the other way, and close them."""
     clients: list[SESClient] = []
     ways: set[tuple[str, str]] = set()
-    # moto's hook stays in every later client of the process that imported it.
+    # moto's hook stays in every later client of the process that imported it: now, not later.
+    import_module("moto.core")
     own = [one for one in handlers.BUILTIN_HANDLERS if one[1].__module__.startswith("botocore.")]
     monkeypatch.setattr(handlers, "BUILTIN_HANDLERS", own)
 
