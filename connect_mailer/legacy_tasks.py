@@ -2,7 +2,8 @@
 
 They have the names that those apps gave them, so a worker that finds one in the broker runs
 it here. A task that the broker delivers twice is queued once: its Celery id is remembered,
-for as long as those of notifications are.
+for as long as those of notifications are. It is acknowledged only once that is done, and tried
+again while the database is out of reach, or not migrated yet.
 
 Source: seacucumber 1.5.2, ``tasks.py``; django-celery-email 3.0.0, ``tasks.py`` and
 ``utils.py``. Both ask Celery for its default serialiser, which was pickle before Celery 4: such
@@ -22,7 +23,7 @@ from uuid import uuid4
 
 from celery import shared_task
 from django.core.mail import EmailMessage, EmailMultiAlternatives
-from django.db import IntegrityError, transaction
+from django.db import Error, IntegrityError, transaction
 
 from connect_mailer.addresses import normalise
 from connect_mailer.exceptions import InvalidAddress, MessagesRefused
@@ -35,16 +36,25 @@ logger = logging.getLogger(__name__)
 _ARGUMENTS: Final = (
     *("subject", "body", "from_email", "to", "bcc", "headers", "cc", "reply_to", "alternatives"),
 )
+_LOSES_NOTHING: Final[dict[str, Any]] = {
+    "bind": True,
+    "ignore_result": True,
+    "acks_late": True,
+    "reject_on_worker_lost": True,
+    "autoretry_for": (Error,),
+    "max_retries": None,
+    "retry_backoff": True,  # 1 s, 2 s, 4 s, ... and at most 10 minutes
+}
 _OPT_OUT_HEADERS: Final = ("List-Unsubscribe", "List-Unsubscribe-Post")
 
 
-@shared_task(name="seacucumber.tasks.SendEmailTask", bind=True, ignore_result=True)
+@shared_task(name="seacucumber.tasks.SendEmailTask", **_LOSES_NOTHING)
 def send_email(task: Any, /, from_email: str, recipients: Sequence[str], message: str) -> None:
     """A message of seacucumber: the whole of it as text, and whom it goes to."""
     _queue(task.request.id, [_read_mime(from_email, recipients, message)])
 
 
-@shared_task(name="djcelery_email_send_multiple", bind=True, ignore_result=True)
+@shared_task(name="djcelery_email_send_multiple", **_LOSES_NOTHING)
 def send_multiple(
     task: Any,
     /,
@@ -56,7 +66,7 @@ def send_multiple(
     _queue(task.request.id, [_read_dict(message) for message in messages])
 
 
-@shared_task(name="djcelery_email_send", bind=True, ignore_result=True)
+@shared_task(name="djcelery_email_send", **_LOSES_NOTHING)
 def send(
     task: Any, /, message: Mapping[str, Any], backend_kwargs: Any = None, **kwargs: Any
 ) -> None:
@@ -126,10 +136,7 @@ def _read_dict(values: Mapping[str, Any]) -> EmailMessage:
     make = EmailMultiAlternatives if "alternatives" in values else EmailMessage
     message = make(**arguments)
     for filename, contents, mimetype in values.get("attachments", ()):
-        content: bytes | str = base64.b64decode(contents)
-        if str(mimetype).startswith("text/"):
-            content = content.decode() if isinstance(content, bytes) else content
-        message.attach(filename, content, mimetype)
+        message.attach(filename, base64.b64decode(contents), mimetype)
     for name, value in values.items():
         if name not in (*_ARGUMENTS, "attachments"):
             setattr(message, name, value)

@@ -9,8 +9,10 @@ from uuid import uuid4
 
 import pytest
 from celery import current_app
+from django.db import OperationalError
 from kombu.serialization import dumps, loads
 
+from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import OutgoingMessage, Unsubscribe
 
 pytestmark = pytest.mark.django_db
@@ -31,11 +33,11 @@ Grüße, und ein langer Text.
 RECIPIENTS = ["Jo <jo@example.org>", "max@example.org", "hidden@example.org"]
 
 
-def run(name: str, *args: Any, task_id: str = "") -> None:
+def run(name: str, *args: Any, task_id: str = "", throw: bool = True) -> None:
     """Run a task as a worker does: by its name, with arguments that went over the wire."""
     content_type, encoding, data = dumps(args, serializer="json")
     arguments = loads(data, content_type, encoding, accept={"application/json"})
-    current_app.tasks[name].apply(arguments, task_id=task_id or str(uuid4()), throw=True)
+    current_app.tasks[name].apply(arguments, task_id=task_id or str(uuid4()), throw=throw)
 
 
 def test_a_message_of_seacucumber_is_queued_as_it_is() -> None:
@@ -120,3 +122,38 @@ def test_what_nobody_can_send_is_told_and_keeps_nobody_else(
 
     assert OutgoingMessage.objects.count() == 1
     assert "'no address'" in caplog.text
+
+
+def test_text_of_another_encoding_keeps_nobody_back() -> None:
+    text = base64.b64encode("Grüße".encode("latin-1")).decode()
+    run(
+        "djcelery_email_send_multiple", [{**LETTER, "attachments": [["a.txt", text, "text/plain"]]}]
+    )
+
+    assert text.encode() in bytes(OutgoingMessage.objects.get().content.mime)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("seacucumber.tasks.SendEmailTask", ("site@example.com", ["jo@example.org"], MIME)),
+        ("djcelery_email_send_multiple", ([LETTER],)),
+        ("djcelery_email_send", (LETTER,)),
+    ],
+)
+def test_a_database_that_is_away_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[Any, ...]
+) -> None:
+    send_messages = ConnectMailerBackend.send_messages
+    fails = iter([True, True])
+
+    def send_or_fail(self: ConnectMailerBackend, messages: Any) -> int:
+        if next(fails, False):
+            raise OperationalError("the server closed the connection")
+        return send_messages(self, messages)
+
+    monkeypatch.setattr(ConnectMailerBackend, "send_messages", send_or_fail)
+    for _ in range(2):
+        run(name, *arguments, task_id="one", throw=False)  # so that a retry is run
+
+    assert OutgoingMessage.objects.count() == 1
