@@ -21,6 +21,7 @@ from django.utils import timezone
 from connect_mailer import addresses
 from connect_mailer.conf import MAX_LIST_LENGTH
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress
+from connect_mailer.feedback import events
 from connect_mailer.models import Unsubscribe, find_user_ids
 
 CHUNK: Final = 1000
@@ -149,12 +150,15 @@ def read_connect() -> Iterator[Entry]:
 
 def read_bouncy() -> Iterator[Entry]:
     """Hard bounces and complaints of django-bouncy, from before this app listened to them."""
-    for address, since, is_hard in _read("django_bouncy_bounce", "address", "created_at", "hard"):
-        if is_hard:
-            yield Entry(address=address, source=Source.BOUNCE, since=since)
-    columns = ("address", "created_at", "feedback_type")
-    for address, since, kind in _read("django_bouncy_complaint", *columns):
-        if kind != "not-spam":
+    columns = ("address", "created_at", "hard", "action", "bounce_subtype")
+    for address, since, is_hard, action, subtype in _read("django_bouncy_bounce", *columns):
+        if is_hard and not events.is_delayed(action):
+            opted_out = subtype == events.UNSUBSCRIBED
+            source = Source.USER if opted_out else Source.BOUNCE
+            yield Entry(address=address, source=source, since=since)
+    names = ("address", "created_at", "feedback_type")
+    for address, since, kind in _read("django_bouncy_complaint", *names):
+        if not events.is_not_spam(kind):
             yield Entry(address=address, source=Source.COMPLAINT, since=since)
 
 

@@ -123,7 +123,12 @@ def test_bounces_and_complaints_of_before() -> None:
     common = {"sns_topic": "t", "mail_timestamp": THEN, "mail_from": "site@example.com"}
     for address, hard in (("hard@example.org", True), ("soft@example.org", False)):
         Bounce.objects.create(address=address, hard=hard, bounce_type="x", **common)
-    for address, kind in (("spam@example.org", "abuse"), ("ham@example.org", "not-spam")):
+    for address, told in (
+        ("slow@example.org", {"action": "delayed"}),
+        ("left@example.org", {"bounce_subtype": "UnsubscribedRecipient"}),
+    ):
+        Bounce.objects.create(address=address, hard=True, bounce_type="x", **told, **common)
+    for address, kind in (("spam@example.org", "abuse"), ("ham@example.org", "Not-Spam")):
         Complaint.objects.create(address=address, feedback_type=kind, **common)
     Complaint.objects.create(address="gone@example.org", feedback_type=None, **common)
     Unsubscribe.objects.suppress("gone@example.org", "user")
@@ -132,6 +137,7 @@ def test_bounces_and_complaints_of_before() -> None:
 
     assert rows() == {
         ("hard@example.org", "bounce"),
+        ("left@example.org", "user"),  # SES says that they unsubscribed
         ("spam@example.org", "complaint"),
         ("gone@example.org", "user"),  # it has a row already
     }
