@@ -224,7 +224,7 @@ def check_old_patterns(
 def check_login(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """W007, W008: pages behind a login that keeps SNS and readers out, or let out too much."""
     patterns = getattr(settings, "LOGIN_EXEMPT_URLS", None)
-    if not patterns:
+    if patterns is None:
         return []
     try:
         exempt = [re.compile(pattern) for pattern in patterns]

@@ -178,6 +178,7 @@ def test_old_patterns_that_let_strangers_in(settings: Any, pattern: str, is_refu
         ([r"^mail/*"], {"W008"}),  # Connect's own
         ([r"^mail/bouncy/$"], {"W007"}),
         ([r"^accounts/"], {"W007"}),
+        ([], {"W007"}),
         ([r".*"], {"W008"}),
     ],
 )
