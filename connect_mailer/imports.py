@@ -20,9 +20,9 @@ from django.utils import timezone
 
 from connect_mailer import addresses
 from connect_mailer.conf import MAX_LIST_LENGTH
-from connect_mailer.exceptions import ConnectMailerError, InvalidAddress
+from connect_mailer.exceptions import ConnectMailerError
 from connect_mailer.feedback import events
-from connect_mailer.models import Unsubscribe, find_user_ids
+from connect_mailer.models import Unsubscribe, UnsubscribeKey
 
 CHUNK: Final = 1000
 Source = Unsubscribe.Source
@@ -79,37 +79,26 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 
 def _store_chunk(chunk: Sequence[Entry], tally: Tally, *, is_dry: bool, only_unknown: bool) -> None:
-    wanted: dict[tuple[str, str, str], Entry] = {}
+    wanted: dict[UnsubscribeKey, Entry] = {}
     faults = 0
     for entry in chunk:
-        if reason := _find_fault(entry):
-            tally.skipped[reason] += 1
+        try:
+            wanted.setdefault(_read_key(entry), entry)
+        except ValueError as error:
+            tally.skipped[str(error)] += 1
             faults += 1
-            continue
-        key = (addresses.normalise(entry.address), entry.source, entry.mailing_list)
-        wanted.setdefault(key, entry)
-    rows = Unsubscribe.objects.using(router.db_for_write(Unsubscribe))
-    there = set(
-        rows.filter(address__in={key[0] for key in wanted}).values_list(
-            "address", "source", "mailing_list"
-        )
-    )
-    reached = {address for address, _, _ in there}
+    there = Unsubscribe.objects.find_keys({address for address, _source, _list in wanted})
+    reached = {address for address, _source, _list in there}
     new = [key for key in wanted if key not in there and not (only_unknown and key[0] in reached)]
     tally.new += len(new)
     tally.known += len(chunk) - faults - len(new)
     if is_dry or not new:
         return
-    users = find_user_ids([address for address, _, _ in new])
-    made = [
-        Unsubscribe(address=key[0], source=key[1], mailing_list=key[2], user_id=users.get(key[0]))
-        for key in new
-    ]
-    rows.bulk_create(made, ignore_conflicts=True)  # another process may have been faster
+    Unsubscribe.objects.add_all(new)
     _keep_dates({key: since for key in new if (since := wanted[key].since)})
 
 
-def _keep_dates(dates: dict[tuple[str, str, str], datetime]) -> None:
+def _keep_dates(dates: dict[UnsubscribeKey, datetime]) -> None:
     """Since when, as the other app had it: a new row says today."""
     rows = Unsubscribe.objects.using(router.db_for_write(Unsubscribe))
     changed = []
@@ -121,17 +110,20 @@ def _keep_dates(dates: dict[tuple[str, str, str], datetime]) -> None:
     rows.bulk_update(changed, ["created_at"])
 
 
-def _find_fault(entry: Entry) -> str:
-    """Why an entry can't be a row, or nothing."""
-    try:
-        addresses.normalise(entry.address)
-    except InvalidAddress as error:
-        return str(error)
+def _read_key(entry: Entry) -> UnsubscribeKey:
+    """The row that an entry asks for.
+
+    Raises:
+        ValueError: it can't be one; the text says why.
+    """
+    key = addresses.normalise(entry.address)
     if entry.source not in Source.values:
-        return f"the source {entry.source!r} is none of {Source.values}"
+        raise ValueError(f"the source {entry.source!r} is none of {Source.values}")
     if len(entry.mailing_list) > MAX_LIST_LENGTH:
-        return f"the mailing list {entry.mailing_list!r} has more than {MAX_LIST_LENGTH} characters"
-    return ""
+        raise ValueError(
+            f"the mailing list {entry.mailing_list!r} has more than {MAX_LIST_LENGTH} characters"
+        )
+    return key, str(entry.source), entry.mailing_list
 
 
 # Where they come from

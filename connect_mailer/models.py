@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 from django.conf import settings
@@ -53,6 +53,10 @@ class AddressField(CharField):
         return value
 
 
+# What is unique of a row of ``Unsubscribe``: address, source, mailing list.
+UnsubscribeKey: TypeAlias = tuple[str, str, str]
+
+
 class UnsubscribeManager(models.Manager["Unsubscribe"]):
     """``Unsubscribe.objects``."""
 
@@ -84,6 +88,31 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
                 "user_id": lambda: find_user_ids([key]).get(key),  # type: ignore[misc]
                 **fields,
             },
+        )
+
+    def find_keys(self, keys: Collection[str]) -> set[UnsubscribeKey]:
+        """The rows that these normalised addresses have, in one query."""
+        rows = self.using(router.db_for_write(self.model)).filter(address__in=keys)
+        return set(rows.values_list("address", "source", "mailing_list"))
+
+    def add_all(self, keys: Collection[UnsubscribeKey]) -> None:
+        """Add these rows, in one insert; one that is there by now is left alone.
+
+        Addresses are normalised ones. Users of the site who have them are linked.
+        """
+        users = find_user_ids({address for address, _source, _list in keys})
+        self.bulk_create(
+            [
+                self.model(
+                    address=address,
+                    source=source,
+                    mailing_list=mailing_list,
+                    user_id=users.get(address),
+                )
+                # In one order for all, or two who add the same two could block each other.
+                for address, source, mailing_list in sorted(keys)
+            ],
+            ignore_conflicts=True,
         )
 
     def opt_out(self, address: str, mailing_list: str = "") -> bool:

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from django.db import router
-
 from connect_mailer import addresses
 from connect_mailer.account.aws import AWS
 from connect_mailer.exceptions import AccountError, InvalidAddress
-from connect_mailer.models import Unsubscribe, find_user_ids
+from connect_mailer.models import Unsubscribe, UnsubscribeKey
 
 REASONS: Final[dict[str, str]] = {
     "BOUNCE": Unsubscribe.Source.BOUNCE,
@@ -69,33 +67,16 @@ def pull(entries: Iterable[Entry]) -> tuple[int, list[str]]:
 
     Returns how many are new, and the addresses that were skipped because they are none.
     """
-    wanted: dict[tuple[str, str], None] = {}
+    wanted: set[UnsubscribeKey] = set()
     skipped = []
     for entry in entries:
         try:
-            wanted[addresses.normalise(entry.address), REASONS[entry.reason]] = None
+            wanted.add((addresses.normalise(entry.address), str(REASONS[entry.reason]), ""))
         except (InvalidAddress, KeyError):
             skipped.append(entry.address)
-    known = _find_known({address for address, _ in wanted})
-    new = [key for key in wanted if key not in known]
-    users = find_user_ids([address for address, _ in new])
-    # Another process may add one of them meanwhile: then it is there, which is all that matters.
-    Unsubscribe.objects.bulk_create(
-        [
-            Unsubscribe(address=address, source=source, user_id=users.get(address))
-            for address, source in new
-        ],
-        ignore_conflicts=True,
-    )
+    new = wanted - Unsubscribe.objects.find_keys({address for address, _source, _list in wanted})
+    Unsubscribe.objects.add_all(new)
     return len(new), skipped
-
-
-def _find_known(keys: Iterable[str]) -> set[tuple[str, str]]:
-    return set(
-        Unsubscribe.objects.using(router.db_for_write(Unsubscribe))
-        .filter(address__in=keys, mailing_list="", source__in=_SOURCES)
-        .values_list("address", "source")
-    )
 
 
 def find_missing(entries: Iterable[Entry]) -> list[Entry]:
@@ -106,8 +87,8 @@ def find_missing(entries: Iterable[Entry]) -> list[Entry]:
             by_key[addresses.normalise(entry.address)] = entry
         except InvalidAddress:
             continue
-    known = Unsubscribe.objects.filter(address__in=by_key).values_list("address", flat=True)
-    return [entry for key, entry in by_key.items() if key not in set(known)]
+    known = {address for address, _source, _list in Unsubscribe.objects.find_keys(by_key.keys())}
+    return [entry for key, entry in by_key.items() if key not in known]
 
 
 def find_local() -> Iterator[tuple[str, str]]:

@@ -12,8 +12,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from connect_mailer import addresses
+from connect_mailer.conf import MAX_LIST_LENGTH
 from connect_mailer.exceptions import InvalidAddress
-from connect_mailer.models import Unsubscribe, find_user_ids
+from connect_mailer.models import Unsubscribe, UnsubscribeKey
 
 COLUMNS: Final = ("address", "source", "mailing_list")
 MAX_LINES: Final = 50_000
@@ -34,7 +35,7 @@ class Line:
 class Preview:
     """What would be done: keys are address, source and mailing list."""
 
-    new: Sequence[tuple[str, str, str]]
+    new: Sequence[UnsubscribeKey]
     known: int
     invalid: Sequence[Line]
 
@@ -82,7 +83,7 @@ class SeveralForm(forms.Form):
 
 def read(lines: Iterable[str]) -> Preview:
     """Sort lines into new, known and invalid."""
-    wanted: dict[tuple[str, str, str], None] = {}
+    wanted: dict[UnsubscribeKey, None] = {}
     invalid: list[Line] = []
     columns: Sequence[str] = ("address", "mailing_list")
     number = known = 0
@@ -102,15 +103,15 @@ def read(lines: Iterable[str]) -> Preview:
         known += key in wanted
         wanted[key] = None
     keys = list(wanted)
-    there: set[tuple[str, str, str]] = set()
+    there: set[UnsubscribeKey] = set()
     for start in range(0, len(keys), _CHUNK):
         part = [address for address, _source, _list in keys[start : start + _CHUNK]]
-        there.update(Unsubscribe.objects.filter(address__in=part).values_list(*COLUMNS))
+        there.update(Unsubscribe.objects.find_keys(part))
     new = [key for key in keys if key not in there]
     return Preview(new=new, known=known + len(keys) - len(new), invalid=invalid)
 
 
-def _read_cells(named: dict[str, str]) -> tuple[str, str, str]:
+def _read_cells(named: dict[str, str]) -> UnsubscribeKey:
     source = named.get("source") or Unsubscribe.Source.MANUAL.value
     if source not in Unsubscribe.Source.values:
         raise ValueError(
@@ -118,7 +119,7 @@ def _read_cells(named: dict[str, str]) -> tuple[str, str, str]:
             % {"source": source, "known": ", ".join(Unsubscribe.Source.values)}
         )
     mailing_list = named.get("mailing_list", "")
-    if len(mailing_list) > 100:
+    if len(mailing_list) > MAX_LIST_LENGTH:
         raise ValueError(_("The name of a list has at most 100 characters."))
     try:
         return addresses.normalise(named.get("address", "")), source, mailing_list
@@ -126,24 +127,12 @@ def _read_cells(named: dict[str, str]) -> tuple[str, str, str]:
         raise ValueError(str(error)) from error
 
 
-def add(keys: Sequence[tuple[str, str, str]]) -> list[Unsubscribe]:
+def add(keys: Sequence[UnsubscribeKey]) -> list[Unsubscribe]:
     """Add rows, and return those that are there now."""
     added: list[Unsubscribe] = []
     for start in range(0, len(keys), _CHUNK):
         part = keys[start : start + _CHUNK]
-        users = find_user_ids([address for address, _source, _list in part])
-        Unsubscribe.objects.bulk_create(
-            [
-                Unsubscribe(
-                    address=address,
-                    source=source,
-                    mailing_list=mailing_list,
-                    user_id=users.get(address),
-                )
-                for address, source, mailing_list in part
-            ],
-            ignore_conflicts=True,
-        )
+        Unsubscribe.objects.add_all(part)
         wanted = set(part)
         rows = Unsubscribe.objects.filter(address__in=[key[0] for key in part])
         added += (row for row in rows if (row.address, row.source, row.mailing_list) in wanted)

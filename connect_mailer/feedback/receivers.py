@@ -18,7 +18,7 @@ from django.apps import apps
 from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
-from connect_mailer.models import OutgoingRecipient, Unsubscribe, find_user_ids
+from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
 logger = logging.getLogger(__name__)
 
@@ -193,22 +193,12 @@ def _suppress(address: str, source: str) -> None:
 
 
 def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
-    keys = {address for address, _source in wanted}
-    have = Unsubscribe.objects.filter(address__in=keys, mailing_list="")
-    known = set(have.values_list("address", "source"))
-    # In one order for all, or two notifications about the same two could block each other.
-    missing = sorted(set(wanted) - known)
+    keys = {(address, str(source), "") for address, source in wanted}
+    missing = sorted(keys - Unsubscribe.objects.find_keys({address for address, _ in wanted}))
     if not missing:
         return
-    users = find_user_ids(keys)
-    Unsubscribe.objects.bulk_create(
-        [
-            Unsubscribe(address=address, source=source, user_id=users.get(address))
-            for address, source in missing
-        ],
-        ignore_conflicts=True,
-    )
-    for address, source in missing:
+    Unsubscribe.objects.add_all(missing)
+    for address, source, _list in missing:
         logger.info("Not written to any more: %s (%s)", conf.hash_address(address), source)
 
 
