@@ -232,12 +232,16 @@ MUTANTS = [
             '.values_list("address", flat=True)\n    )',
             '.values_list("address", flat=True)[:0]\n    )',
         ),
-        ("known ones once", "sorted(set(wanted) - known)", "sorted(wanted)"),
-        ("user linked", "user_id=users.get(address)", "user_id=None"),
+        (
+            "known ones once",
+            "sorted(keys - Unsubscribe.objects.find_keys({address for address, _ in wanted}))",
+            "sorted(keys)",
+        ),
         ("connected", "bouncy_signals.feedback.connect(", "str("),
     ),
     *_mutants(
         "../models.py",
+        ("user linked", "user_id=users.get(address)", "user_id=None"),
         ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),
     *_mutants(
@@ -267,7 +271,7 @@ MUTANTS = [
         ("rejected fails", "_settle_rejected(message, event, using)\n        return", "return"),
         (
             "rejected stays",
-            "return  # SES took it and rejected",
+            "return False  # SES took it and rejected",
             "pass  # SES took it and rejected",
         ),
         ("no time zone", "time if time is None or settings.USE_TZ else", "time if True else"),
