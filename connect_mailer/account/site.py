@@ -28,6 +28,7 @@ from connect_mailer.models import Lease, OutgoingMessage
 from connect_mailer.optout.headers import unsubscribe_url
 from connect_mailer.sending import leases, outbox
 from connect_mailer.sending.wakeups import BROKER_DOWN, PAUSE
+from connect_mailer.tallies import SIMULATOR_DOMAIN
 
 # A worker sweeps once a minute; after this long none does.
 SWEEP_SECONDS: Final = 300
@@ -39,7 +40,8 @@ MAX_SKEW_SECONDS: Final = 300.0
 SKEW_SECONDS: Final = 30.0
 HTTP_SECONDS: Final = 10.0
 INSPECT_SECONDS: Final = 2.0
-SIMULATOR: Final = "success@simulator.amazonses.com"
+SIMULATOR: Final = f"success@{SIMULATOR_DOMAIN}"
+_CHECKS: Final = "connect_mailer.checks"
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -60,11 +62,9 @@ def examine_site() -> Iterator[Finding]:
 
 
 def _examine_settings() -> Iterator[Finding]:
-    found = [
-        message
-        for message in checks.run_checks(include_deployment_checks=False)
-        if str(message.id).startswith("connect_mailer.")
-    ]
+    # The app's own alone: this is asked at each look at a page.
+    own = [check for check in checks.registry.registry.get_checks() if check.__module__ == _CHECKS]
+    found = [message for check in own for message in check(app_configs=None, databases=None)]
     for message in found:
         make = error if message.level >= checks.ERROR else warning
         yield make("settings", f"{message.id}: {message.msg}", message.hint or "")
