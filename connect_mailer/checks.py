@@ -56,13 +56,15 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         )
         for key in unknown
     ]
+    # One property may be made of others: what they say is said once.
+    wrong: dict[str, None] = {}
     for name, attribute in vars(Conf).items():
         if isinstance(attribute, property):
             try:
                 getattr(conf, name)
             except ConfigurationError as error:
-                messages.append(Error(str(error), id="connect_mailer.E003"))
-    return messages
+                wrong[str(error)] = None
+    return messages + [Error(text, id="connect_mailer.E003") for text in wrong]
 
 
 @register(Tags.compatibility)

@@ -116,16 +116,27 @@ class DKIMOptions:
 
 
 class Conf:
-    """Every setting as a property: the value in force now, checked and with its default."""
+    """Every setting as a property: the value in force now, checked and with its default.
+
+    The docstrings are the reference (``docs/settings.rst``). Their fields: ``setting``, the
+    name or names; ``type``; ``default``; ``legacy``, where it is looked for without that key.
+    """
 
     # How it is sent
 
     @property
     def transport(self) -> str:
-        """Dotted path of the backend that sends, or (Django >= 6.1) an alias in ``MAILERS``.
+        """What the queue is delivered through.
 
-        The old environment can't ask for a queue to deliver the queue: a queueing path there
-        means SES. In ``CONNECT_MAILER["TRANSPORT"]`` it is a mistake that the checks name.
+        Any backend that sends ``message.message()``, such as Django's own (``smtp``, ``console``,
+        ``filebased``, ``locmem``, ``dummy``), gets the frozen message. A backend that queues is a
+        mistake (``connect_mailer.E005``); only the old environment may name one, or
+        ``seacucumber.backend.SESBackend``: there it means SES.
+
+        :setting: TRANSPORT
+        :type: dotted path of an e-mail backend, or (Django >= 6.1) an alias in ``MAILERS``
+        :default: ``"connect_mailer.backend.SESBackend"``
+        :legacy: ``ORIGINAL_EMAIL_BACKEND``; then ``EMAIL_BACKEND``, from the environment only
         """
         explicit = self._get("TRANSPORT", None)
         if explicit is not None:
@@ -145,7 +156,17 @@ class Conf:
 
     @property
     def rate(self) -> float | Literal["auto"]:
-        """Recipients per second, or ``"auto"``: what SES allows."""
+        """Recipients per second, of all workers together.
+
+        ``"auto"`` is what SES says (``GetAccount``, asked again every five minutes); a number is
+        capped by it. If SES doesn't let the site ask, ``"auto"`` is 1 a second, with a warning in
+        the log. Other transports are not paced unless a number is given.
+
+        :setting: RATE
+        :type: ``"auto"``, a number, or a text such as ``"10/s"``, ``"600/m"``, ``"36000/h"``
+        :default: ``"auto"``
+        :legacy: ``CUCUMBER_RATE_LIMIT``
+        """
         value = self._get("RATE", None)
         name = "RATE"
         if value is None:
@@ -156,7 +177,15 @@ class Conf:
 
     @property
     def redis(self) -> RedisAddress | None:
-        """Where the limiter lives; ``None``: no Redis, so in the database."""
+        """Where the limiter that all workers share lives.
+
+        ``None``, and a broker that is not Redis: in a row of the database. Celery's
+        ``broker_use_ssl`` and ``ssl_cert_reqs`` are taken over from the broker.
+
+        :setting: REDIS_URL
+        :type: a URL (``redis://``, ``rediss://``, ``unix://``, ``redis+socket://``), or ``None``
+        :default: Celery's broker, if that is Redis
+        """
         value = self._get("REDIS_URL", _MISSING)
         if value is None or value == "":
             return None
@@ -178,7 +207,13 @@ class Conf:
 
     @property
     def queue(self) -> str | None:
-        """Celery queue of the tasks; ``None``: Celery's default."""
+        """Celery queue of the app's tasks.
+
+        :setting: QUEUE
+        :type: name of a Celery queue
+        :default: Celery's default queue
+        :legacy: ``CUCUMBER_ROUTE_QUEUE``
+        """
         value = self._get("QUEUE", None) or self.legacy("CUCUMBER_ROUTE_QUEUE")
         if value is not None and not isinstance(value, str):
             raise _wrong("QUEUE", value, "the name of a Celery queue")
@@ -186,73 +221,207 @@ class Conf:
 
     @property
     def max_attempts(self) -> int:
-        """Attempts at one row before it ends ``failed``."""
+        """Attempts at one row before it ends ``failed``.
+
+        Being throttled, and a problem with the account, don't count.
+
+        :setting: MAX_ATTEMPTS
+        :type: whole number, at least 1
+        :default: ``60``
+        :legacy: ``CUCUMBER_MAX_RETRIES``
+        """
         return self._number("MAX_ATTEMPTS", 60, legacy="CUCUMBER_MAX_RETRIES", at_least=1)
 
     @property
     def retry_delay_seconds(self) -> int:
-        """Seconds before the second attempt; it doubles from there."""
+        """Before the second attempt at a row; it doubles from there, up to an hour.
+
+        :setting: RETRY_DELAY
+        :type: seconds, at least 1
+        :default: ``60``
+        :legacy: ``CUCUMBER_RETRY_DELAY``
+        """
         return self._number("RETRY_DELAY", 60, legacy="CUCUMBER_RETRY_DELAY", at_least=1)
 
     @property
     def concurrency(self) -> int:
-        """Calls in flight per drain."""
+        """Calls of the transport in flight per drain.
+
+        :setting: CONCURRENCY
+        :type: whole number, at least 1
+        :default: ``50``
+        """
         return self._number("CONCURRENCY", 50, at_least=1)
 
     @property
     def max_drains(self) -> int:
-        """Drains that may run at once on the whole site."""
+        """Drains that may run at once on the whole site.
+
+        So a queue full of mail doesn't take all Celery workers. A second one starts only while
+        calls in flight, not the rate, hold the first one up.
+
+        :setting: MAX_DRAINS
+        :type: whole number, at least 1
+        :default: ``2``
+        """
         return self._number("MAX_DRAINS", 2, at_least=1)
 
     @property
     def drain_seconds(self) -> int:
-        """Seconds after which a drain hands over to the next."""
+        """A drain hands over to the next after this long, so that a worker can be stopped.
+
+        :setting: DRAIN_SECONDS
+        :type: seconds, at least 1
+        :default: ``20``
+        """
         return self._number("DRAIN_SECONDS", 20, at_least=1)
 
     @property
     def lease_seconds(self) -> int:
-        """Seconds after which a row that is still ``sending`` belonged to a dead worker."""
+        """A row that is still ``sending`` after this long belonged to a worker that died.
+
+        More than 14, since one call may take 13 (``connect_mailer.E006``).
+
+        :setting: LEASE_SECONDS
+        :type: seconds, at least 5
+        :default: ``300``
+        """
         return self._number("LEASE_SECONDS", 300, at_least=5)
 
     @property
     def pause_seconds(self) -> int:
-        """Seconds that a problem with the account pauses all before the next try."""
+        """How long a problem with the account pauses all sending before the next try.
+
+        Such a problem is the daily quota, sending that AWS has paused, or the credentials.
+
+        :setting: PAUSE_SECONDS
+        :type: seconds, at least 1
+        :default: ``60``
+        """
         return self._number("PAUSE_SECONDS", 60, at_least=1)
 
     @property
     def in_doubt(self) -> Literal["resend", "hold"]:
-        """What becomes of a call of which nobody knows whether SES took it."""
+        """What becomes of a row in doubt, of which nobody knows whether SES took it.
+
+        Once its lease has ended: ``"resend"``: it is sent again, so that a reader may get it
+        twice; ``"hold"``: it ends ``failed``, so that a reader may not get it. See
+        :ref:`in-doubt`.
+
+        :setting: IN_DOUBT
+        :type: ``"resend"`` or ``"hold"``
+        :default: ``"resend"``
+        """
         value = self._get("IN_DOUBT", "resend")
         if value not in ("resend", "hold"):
             raise _wrong("IN_DOUBT", value, "'resend' or 'hold'")
         return cast(Literal["resend", "hold"], value)
 
     @property
+    def ses_region(self) -> str | None:
+        """Region of the SES account; ``None``: as boto3 finds it, else ``us-east-1``.
+
+        :setting: SES_REGION
+        :type: name of an AWS region
+        :default: as boto3 finds it, else ``us-east-1``
+        :legacy: ``CUCUMBER_SES_REGION_NAME``, ``AWS_SES_REGION_NAME``
+        """
+        return (
+            self._text("SES_REGION")
+            or self.legacy("CUCUMBER_SES_REGION_NAME")
+            or self.legacy("AWS_SES_REGION_NAME")
+        )
+
+    @property
+    def ses_endpoint_url(self) -> str | None:
+        """Where SES is, if it is not where boto3 looks.
+
+        :setting: SES_ENDPOINT_URL
+        :type: a URL
+        :default: as boto3 finds it
+        :legacy: ``CUCUMBER_SES_REGION_ENDPOINT``, a host name
+        """
+        url = self._text("SES_ENDPOINT_URL")
+        if url is None and (host := self.legacy("CUCUMBER_SES_REGION_ENDPOINT")):
+            url = host if "://" in host else f"https://{host}"
+        return url
+
+    @property
+    def ses_configuration_set(self) -> str | None:
+        """Configuration set that each call names.
+
+        One that publishes events lets SES tell what became of a message.
+
+        :setting: SES_CONFIGURATION_SET
+        :type: name of an SES configuration set
+        :default: none
+        """
+        return self._text("SES_CONFIGURATION_SET")
+
+    @property
+    def ses_tenant(self) -> str | None:
+        """Tenant that each call names.
+
+        :setting: SES_TENANT
+        :type: name of an SES tenant
+        :default: none
+        """
+        return self._text("SES_TENANT")
+
+    @property
+    def ses_contact_list(self) -> str | None:
+        """Readers opt out through SES's own subscription management.
+
+        Its topics are the names in ``MAILING_LISTS``; the app then adds no header of its own.
+        See :doc:`unsubscribe`.
+
+        :setting: SES_CONTACT_LIST
+        :type: name of a contact list
+        :default: none
+        """
+        return self._text("SES_CONTACT_LIST")
+
+    @property
+    def credentials(self) -> tuple[str | None, str | None, str | None]:
+        """Key, secret and (where they are temporary) session token.
+
+        Of Django's settings only: without them boto3 finds credentials in its own ways, which
+        are the same names in the environment, a profile, the role of the machine.
+
+        :setting: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN
+        :type: texts
+        :default: as boto3 finds them
+        """
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        key, secret, token = (getattr(settings, name, None) for name in names)
+        return key, secret, token
+
+    @property
     def ses(self) -> SESOptions:
-        """Region, endpoint, credentials and what is added to each call."""
-        endpoint = self._text("SES_ENDPOINT_URL")
-        if endpoint is None and (host := self.legacy("CUCUMBER_SES_REGION_ENDPOINT")):
-            endpoint = host if "://" in host else f"https://{host}"
+        """All that a client of SES needs to know."""
+        key, secret, token = self.credentials
         return SESOptions(
-            region=(
-                self._text("SES_REGION")
-                or self.legacy("CUCUMBER_SES_REGION_NAME")
-                or self.legacy("AWS_SES_REGION_NAME")
-            ),
-            endpoint_url=endpoint,
-            # From the environment, boto3 takes them itself, with the session token that may
-            # belong to them.
-            access_key_id=getattr(settings, "AWS_ACCESS_KEY_ID", None),
-            secret_access_key=getattr(settings, "AWS_SECRET_ACCESS_KEY", None),
-            session_token=getattr(settings, "AWS_SESSION_TOKEN", None),
-            configuration_set=self._text("SES_CONFIGURATION_SET"),
-            tenant=self._text("SES_TENANT"),
-            contact_list=self._text("SES_CONTACT_LIST"),
+            region=self.ses_region,
+            endpoint_url=self.ses_endpoint_url,
+            access_key_id=key,
+            secret_access_key=secret,
+            session_token=token,
+            configuration_set=self.ses_configuration_set,
+            tenant=self.ses_tenant,
+            contact_list=self.ses_contact_list,
         )
 
     @property
     def is_lean(self) -> bool:
-        """Whether mail goes through the lean sender where it can, and not through boto3."""
+        """What writes the request to SES; here, whether it is the lean sender.
+
+        ``"lean"``: the :ref:`lean sender <lean>`, wherever it comes to the same; ``"boto3"``: boto3
+        in any case. The log says which it is when a process sends first.
+
+        :setting: SES_CLIENT
+        :type: ``"lean"`` or ``"boto3"``
+        :default: ``"lean"``
+        """
         value = self._get("SES_CLIENT", "lean")
         if value not in ("lean", "boto3"):
             raise _wrong("SES_CLIENT", value, "'lean' or 'boto3'")
@@ -262,19 +431,45 @@ class Conf:
 
     @property
     def keep_days(self) -> int:
-        """Days after which a finished row is forgotten."""
+        """Finished rows of the outbox, and receipts of SNS, are deleted after this long.
+
+        :setting: KEEP_DAYS
+        :type: days
+        :default: ``30``
+        """
         return self._number("KEEP_DAYS", 30, at_least=0)
 
     @property
     def keep_bodies_days(self) -> int:
-        """Days for which the body of a sent message is kept; 0: not at all."""
+        """For how long the body of a *sent* message is kept, to be sent again from the admin.
+
+        0: it is deleted when it was sent. Bodies of failed and expired messages are kept as long
+        as their rows.
+
+        :setting: KEEP_BODIES_DAYS
+        :type: days
+        :default: ``0``
+        """
         return self._number("KEEP_BODIES_DAYS", 0, at_least=0)
 
     # Reputation
 
     @property
     def guard(self) -> Mapping[str, tuple[float, float] | None]:
-        """Shares of bounces and of complaints at which admins are told, and mail is paused."""
+        """Shares of hard bounces and of complaints at which admins are told, and mail is paused.
+
+        Looks at the last 10,000 recipients, each minute. Where their hard bounces or complaints
+        reach the pair of ``"warn"`` (the default is where AWS starts to review an account),
+        ``ADMINS`` are told, once a day, by mail of the transactional stream. At the pair of
+        ``"pause"``, such as ``(0.10, 0.005)``, where AWS may pause an account, the default stream
+        is paused until an operator resumes it; the transactional stream goes on. ``None``: not at
+        all. Never for fewer than 1,000 recipients or 10 people; addresses of SES's mailbox
+        simulator don't count.
+
+        :setting: GUARD
+        :type: dict of pairs: a share of bounces, a share of complaints
+        :default: ``{"warn": (0.05, 0.001), "pause": None}``
+        """
         value = self._get("GUARD", {})
         guard = {"warn": (0.05, 0.001), "pause": None}
         wanted = "a dict such as {'warn': (0.05, 0.001), 'pause': (0.10, 0.005)}, of shares or None"
@@ -303,24 +498,50 @@ class Conf:
 
     @property
     def soft_bounce_limit(self) -> int:
-        """Soft bounces in a row that make an ``Unsubscribe``; 0: none do."""
+        """So many soft bounces in a row make an ``Unsubscribe`` with the source ``bounce``.
+
+        Soft is: mailbox full, or no reason given. In a row is: without a message that arrived in
+        between; without delivery events, what did not bounce counts as arrived. 0: they never do.
+
+        :setting: SOFT_BOUNCE_LIMIT
+        :type: whole number
+        :default: ``5``
+        """
         return self._number("SOFT_BOUNCE_LIMIT", 5, at_least=0)
 
     @property
     def soft_bounce_days(self) -> int:
-        """Days within which they came."""
+        """They have to be of messages sent within so many days.
+
+        :setting: SOFT_BOUNCE_DAYS
+        :type: days, at least 1
+        :default: ``14``
+        """
         return self._number("SOFT_BOUNCE_DAYS", 14, at_least=1)
 
     @property
     def soft_bounce_expires_days(self) -> int:
-        """Days after which such a row is forgotten; 0: never."""
+        """After this long such an address is written to again; 0: never.
+
+        :setting: SOFT_BOUNCE_EXPIRES
+        :type: days
+        :default: ``90``
+        """
         return self._number("SOFT_BOUNCE_EXPIRES", 90, at_least=0)
 
     # Opt-out
 
     @property
     def unsubscribe_base_url(self) -> str:
-        """Scheme and host for links in mail, without a slash at the end; empty: no links."""
+        """Scheme and host for links in mail.
+
+        Empty: mail has no link and no ``List-Unsubscribe`` header.
+
+        :setting: UNSUBSCRIBE_BASE_URL
+        :type: scheme and host, such as ``"https://www.example.com"``
+        :default: empty
+        :legacy: ``ORIGIN``
+        """
         name = "UNSUBSCRIBE_BASE_URL"
         value = self._get(name, None)
         if value is None:
@@ -334,7 +555,15 @@ class Conf:
 
     @property
     def mailing_lists(self) -> Mapping[str, str]:
-        """Names of the lists that readers may leave one by one, and their titles."""
+        """The lists that readers may leave one by one: names, and titles for readers.
+
+        Where it names any, a ``mailing_list`` that is not among them is refused when a message is
+        queued. A title may be a lazy translation; a name has at most 100 characters.
+
+        :setting: MAILING_LISTS
+        :type: dict of names and titles, such as ``{"digest": "Weekly digest"}``
+        :default: ``{}``
+        """
         value = self._get("MAILING_LISTS", {})
         if not isinstance(value, Mapping) or not all(
             isinstance(name, str) and 0 < len(name) <= MAX_LIST_LENGTH for name in value
@@ -349,7 +578,14 @@ class Conf:
 
     @property
     def unsubscribe_mailto(self) -> str:
-        """Address that takes opt-outs by mail; empty: none."""
+        """A second way out in ``List-Unsubscribe``, for mail clients that know no other.
+
+        Such mail is for you to read; its subject is the reader's token (:ref:`by-mail`).
+
+        :setting: UNSUBSCRIBE_MAILTO
+        :type: address, such as ``"leave@example.com"``
+        :default: none
+        """
         value = self._text("UNSUBSCRIBE_MAILTO") or ""
         if value and not _MAILTO.fullmatch(value):
             raise _wrong("UNSUBSCRIBE_MAILTO", value, "an address such as 'leave@example.com'")
@@ -357,7 +593,15 @@ class Conf:
 
     @property
     def unsubscribe_split(self) -> bool:
-        """Whether mail to several recipients becomes an envelope for each of them."""
+        """Whether mail to several recipients becomes an envelope for each of them.
+
+        Each then has a link of her own. It is mail of the default stream only, and counts as many
+        messages in the outbox.
+
+        :setting: UNSUBSCRIBE_SPLIT
+        :type: ``True`` or ``False``
+        :default: ``False``
+        """
         value = self._get("UNSUBSCRIBE_SPLIT", False)
         if not isinstance(value, bool):
             raise _wrong("UNSUBSCRIBE_SPLIT", value, "True or False")
@@ -365,41 +609,77 @@ class Conf:
 
     @property
     def email_secret_key(self) -> str:
-        """``EMAIL_SECRET_KEY``, which signed the links of Connect; empty: none are taken."""
+        """Signed the links of Connect (``?email=…&code=…``).
+
+        As long as it is set, those in old mail work.
+
+        :setting: EMAIL_SECRET_KEY
+        :type: text
+        :default: none
+        """
         return str(self.legacy("EMAIL_SECRET_KEY") or "")
 
     @property
-    def dkim(self) -> DKIMOptions | None:
-        """``DKIM_*``: how the app signs mail itself; ``None``: it doesn't, so SES does."""
-        domain, key = self.legacy("DKIM_DOMAIN"), self.legacy("DKIM_PRIVATE_KEY")
-        if not domain or not key:
-            return None
+    def dkim_selector(self) -> str:
+        """The key's name in the DNS: ``<selector>._domainkey.<domain>``.
+
+        :setting: DKIM_SELECTOR
+        :type: text
+        :default: ``"ses"``
+        """
+        return _ascii("DKIM_SELECTOR", self.legacy("DKIM_SELECTOR") or "ses")
+
+    @property
+    def dkim_headers(self) -> tuple[str, ...]:
+        """What is signed besides ``List-Unsubscribe`` and ``List-Unsubscribe-Post``.
+
+        :setting: DKIM_HEADERS
+        :type: list of names, or one text with commas between them
+        :default: ``("From", "To", "Cc", "Subject")``
+        """
         headers = self.legacy("DKIM_HEADERS") or ("From", "To", "Cc", "Subject")
         entries = headers.split(",") if isinstance(headers, str) else headers
-        selector = self.legacy("DKIM_SELECTOR") or "ses"
         if not isinstance(entries, list | tuple):
             raise _wrong("DKIM_HEADERS", headers, "a list of names, such as ['From', 'Subject']")
         names = tuple(str(name).strip() for name in entries)
-        for name, value in (("DKIM_DOMAIN", domain), ("DKIM_SELECTOR", selector)):
-            if not str(value).isascii():
-                raise _wrong(name, value, "ASCII; of a domain, its form that begins with xn--")
         if unsigned := [name for name in names if name.lower() in NEVER_SIGNED]:
             raise ConfigurationError(
                 f"DKIM_HEADERS has {unsigned}, which SES writes itself after the signature: no "
                 "reader's server would believe it. Leave them out."
             )
+        return names
+
+    @property
+    def dkim(self) -> DKIMOptions | None:
+        r"""How the app signs mail itself, where both are set; leave them out where SES does.
+
+        SES's way is called Easy DKIM. Here it needs ``pip install connect-mailer[dkim]``. The
+        key is RSA, as PEM; ends of lines may be ``\n``.
+
+        :setting: DKIM_DOMAIN, DKIM_PRIVATE_KEY
+        :type: a domain; a key
+        :default: none
+        """
+        domain, key = self.legacy("DKIM_DOMAIN"), self.legacy("DKIM_PRIVATE_KEY")
+        if not domain or not key:
+            return None
         return DKIMOptions(
-            domain=str(domain),
-            selector=str(selector),
+            domain=_ascii("DKIM_DOMAIN", domain),
+            selector=self.dkim_selector,
             private_key=key.decode() if isinstance(key, bytes) else str(key),
-            headers=names,
+            headers=self.dkim_headers,
         )
 
     # Feedback
 
     @property
     def topic_arns(self) -> tuple[str, ...]:
-        """``BOUNCY_TOPIC_ARN``: the SNS topics that are listened to; empty: none."""
+        """The SNS topics that are listened to. Empty: every notification is refused.
+
+        :setting: BOUNCY_TOPIC_ARN
+        :type: list of ARNs, or one text with commas between them
+        :default: empty
+        """
         value = self.legacy("BOUNCY_TOPIC_ARN")
         if not value:
             return ()
@@ -416,7 +696,12 @@ class Conf:
 
     @property
     def auto_subscribe(self) -> bool:
-        """``BOUNCY_AUTO_SUBSCRIBE``: whether subscriptions of allowed topics are confirmed."""
+        """Whether subscriptions of those topics are confirmed when SNS asks.
+
+        :setting: BOUNCY_AUTO_SUBSCRIBE
+        :type: bool; in the environment ``true``, ``1``, ``yes``, ``on``
+        :default: ``False``
+        """
         value = self.legacy("BOUNCY_AUTO_SUBSCRIBE")
         if isinstance(value, str):
             return value.strip().lower() in ("1", "true", "yes", "on")
@@ -424,17 +709,32 @@ class Conf:
 
     @property
     def key_cache(self) -> str:
-        """``BOUNCY_KEY_CACHE``: alias of the Django cache that keeps signing certificates."""
+        """Where certificates of SNS are kept for a day.
+
+        :setting: BOUNCY_KEY_CACHE
+        :type: alias in ``CACHES``
+        :default: ``"default"``
+        """
         return str(self.legacy("BOUNCY_KEY_CACHE") or "default")
 
     @property
     def cert_domain_regex(self) -> re.Pattern[str] | None:
-        """``BOUNCY_CERT_DOMAIN_REGEX``: narrows the hosts that certificates come from."""
+        """Narrows the hosts that certificates come from. It can't widen them.
+
+        :setting: BOUNCY_CERT_DOMAIN_REGEX
+        :type: regular expression
+        :default: none
+        """
         return self._pattern("BOUNCY_CERT_DOMAIN_REGEX")
 
     @property
     def subscribe_domain_regex(self) -> re.Pattern[str] | None:
-        """``BOUNCY_SUBSCRIBE_DOMAIN_REGEX``: narrows the hosts that are asked to subscribe."""
+        """Narrows the hosts that are asked to confirm a subscription. It can't widen them.
+
+        :setting: BOUNCY_SUBSCRIBE_DOMAIN_REGEX
+        :type: regular expression
+        :default: none
+        """
         return self._pattern("BOUNCY_SUBSCRIBE_DOMAIN_REGEX")
 
     # Logs
@@ -508,6 +808,12 @@ conf = Conf()
 def _wrong(name: str, value: object, *wanted: str) -> ConfigurationError:
     label = f'{SETTING}["{name}"]' if name in KEYS else name
     return ConfigurationError(f"{label} is {value!r}; it must be {' '.join(wanted)}.")
+
+
+def _ascii(name: str, value: object) -> str:
+    if not str(value).isascii():
+        raise _wrong(name, value, "ASCII; of a domain, its form that begins with xn--")
+    return str(value)
 
 
 def _parse_rate(name: str, value: object) -> float:

@@ -11,6 +11,7 @@ project = "connect_mailer"
 project_copyright = "The connect_mailer developers"
 release = version = __version__
 
+extensions = ["docs.settings_reference"]
 exclude_patterns = ["_build"]
 templates_path = []
 default_role = "literal"

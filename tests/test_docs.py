@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import django
 import pytest
+from celery import current_app
 
 from connect_mailer import checks, conf, exceptions
 from connect_mailer.models import OutgoingMessage, OutgoingRecipient
+from docs.settings_entries import read_entries
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -92,6 +96,25 @@ with LocalSES() as ses:
 """
 
 
+ENTRIES = read_entries()
+# Settings that are no key of CONNECT_MAILER.
+_OWN = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "EMAIL_SECRET_KEY"),
+    *("DKIM_DOMAIN", "DKIM_PRIVATE_KEY", "DKIM_SELECTOR", "DKIM_HEADERS"),
+    *("BOUNCY_TOPIC_ARN", "BOUNCY_AUTO_SUBSCRIBE", "BOUNCY_KEY_CACHE"),
+    *("BOUNCY_CERT_DOMAIN_REGEX", "BOUNCY_SUBSCRIBE_DOMAIN_REGEX"),
+}
+
+
+def forget_settings(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither settings of the app nor its names in the environment; no Redis."""
+    settings.CONNECT_MAILER = {}
+    monkeypatch.setattr(current_app.conf, "broker_url", "memory://")
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "BOUNCY_", "CUCUMBER_", "EMAIL_", "ORIG")):
+            monkeypatch.delenv(name)
+
+
 def read(name: str) -> str:
     return (DOCS / name).read_text("utf-8")
 
@@ -100,22 +123,63 @@ def find_files(name: str) -> dict[str, str]:
     return {match["name"]: dedent(match["code"]) for match in _FILE.finditer(read(name))}
 
 
-def test_every_key_has_an_entry() -> None:
-    entries = set(re.findall(r"^\.\. confval:: (\S+)$", read("settings.rst"), re.MULTILINE))
-    assert {name for name in entries if not name.startswith("BOUNCY_")} == conf.KEYS
+class TestSettings:
+    """The reference is made of ``conf``'s docstrings: that they say what the code does."""
 
+    def test_all_are_on_the_page_once(self) -> None:
+        listed = re.findall(r"^   ([A-Z_]+)$", read("settings.rst"), re.MULTILINE)
+        assert sorted(listed) == sorted(ENTRIES), "a name of conf's docstrings under `settings::`"
+        named = {name for entry in ENTRIES.values() for name in entry.names}
+        assert {name for name in named if name not in _OWN} == conf.KEYS
 
-def test_every_setting_of_old_is_named() -> None:
-    source = Path(conf.__file__).read_text("utf-8")
-    names = set(
-        re.findall(
-            r'"((?:BOUNCY|CUCUMBER|AWS|DKIM)_[A-Z_]+|ORIGIN[A-Z_]*|EMAIL_SECRET_KEY)"', source
-        )
+    def test_every_name_that_is_read_is_said(self) -> None:
+        source = Path(conf.__file__).read_text("utf-8")
+        names = set(re.findall(r'"((?:BOUNCY|CUCUMBER|AWS|DKIM|ORIG|EMAIL)[A-Z_]+)"', source))
+        assert len(names) > 10
+        said = [name for entry in ENTRIES.values() for name in (*entry.names, entry.legacy)]
+        assert not {name for name in names if name not in " ".join(said)}
+
+    @pytest.mark.parametrize("name", ENTRIES)
+    def test_the_default_is_the_default(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        forget_settings(settings, monkeypatch)
+        entry = ENTRIES[name]
+        value = getattr(conf.conf, entry.attribute)
+        if literal := re.fullmatch("``(.+)``", entry.default):
+            shown = ast.literal_eval(literal[1])
+            assert value == (shown == "lean" if name == "SES_CLIENT" else shown)
+        else:
+            assert not any(value) if isinstance(value, tuple) else not value
+
+    @pytest.mark.parametrize("name", [name for name in ENTRIES if "at least" in ENTRIES[name].type])
+    def test_the_least_is_the_least(self, settings: Any, name: str) -> None:
+        entry = ENTRIES[name]
+        least = int(entry.type.rpartition(" ")[2])
+        settings.CONNECT_MAILER = {name: least}
+        assert getattr(conf.conf, entry.attribute) == least
+        settings.CONNECT_MAILER = {name: least - 1}
+        with pytest.raises(exceptions.ConfigurationError, match=name):
+            getattr(conf.conf, entry.attribute)
+
+    @pytest.mark.parametrize(
+        ("name", "legacy"),
+        [
+            (name, legacy)
+            for name, entry in ENTRIES.items()
+            for legacy in re.findall("``(.+?)``", entry.legacy)
+        ],
     )
-    assert len(names) > 10
-    assert not {name for name in names if f"``{name}``" not in read("settings.rst")} - set(
-        re.findall(r"^\.\. confval:: (\S+)$", read("settings.rst"), re.MULTILINE)
-    )
+    def test_the_old_name_is_read(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, name: str, legacy: str
+    ) -> None:
+        forget_settings(settings, monkeypatch)
+        default = getattr(conf.conf, ENTRIES[name].attribute)
+        value = {"ORIGIN": "https://www.example.com"}.get(legacy, "7")
+        monkeypatch.setenv(legacy, value)
+        found = getattr(conf.conf, ENTRIES[name].attribute)
+        assert found != default
+        assert str(value) in str(found)
 
 
 def test_every_check_has_an_entry() -> None:
