@@ -319,7 +319,7 @@ class Conf:
 
     @property
     def ses_region(self) -> str | None:
-        """Region of the SES account; ``None``: as boto3 finds it, else ``us-east-1``.
+        """Region of the SES account.
 
         :setting: SES_REGION
         :type: name of an AWS region
@@ -413,7 +413,7 @@ class Conf:
 
     @property
     def is_lean(self) -> bool:
-        """What writes the request to SES; here, whether it is the lean sender.
+        """What writes the request to SES.
 
         ``"lean"``: the :ref:`lean sender <lean>`, wherever it comes to the same; ``"boto3"``: boto3
         in any case. The log says which it is when a process sends first.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -14,14 +16,28 @@ from typing import Any
 
 import django
 import pytest
-from celery import current_app
+from celery import Task, current_app
+from django.dispatch import Signal
+from django.utils.module_loading import import_string
 
-from connect_mailer import checks, conf, exceptions
+from connect_mailer import (
+    backend,
+    checks,
+    conf,
+    exceptions,
+    models,
+    optout,
+    signals,
+    tasks,
+    testing,
+)
+from connect_mailer.bouncy import signals as bouncy_signals
 from connect_mailer.models import OutgoingMessage, OutgoingRecipient
 from docs.settings_entries import read_entries
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.rst"))
 
 # A python block with a caption, up to the next line that is not indented.
 _FILE = re.compile(
@@ -182,6 +198,59 @@ class TestSettings:
         assert str(value) in str(found)
 
 
+class TestNames:
+    """What a site may import."""
+
+    def test_all_are_on_the_page_of_the_api(self) -> None:
+        page = re.findall(
+            r"^\.\. (?:auto)?(?:class|data|function|module):: (\S+)$", read("api.rst"), re.MULTILINE
+        )
+        names = {
+            f"{module.__name__}.{name}"
+            for module in (backend, models, signals, bouncy_signals, tasks, optout)
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and (
+                (isinstance(value, type) and value.__module__ == module.__name__)
+                or isinstance(value, Signal | Task)
+                or name in getattr(module, "__all__", ())
+            )
+        }
+        assert len(names) > 20
+        assert names - set(page) == {
+            f"connect_mailer.models.{name}"
+            # The app's own.
+            for name in (
+                *("AddressField", "OutgoingContentManager", "Tally", "Health"),
+                *("NotificationReceipt", "Lease", "LimiterState"),
+            )
+        }
+        assert exceptions.__name__ in page
+        assert set(testing.__all__) <= {name.rpartition(".")[2] for name in page}
+
+    def test_all_say_what_they_are(self) -> None:
+        for path in re.findall(
+            r"^\.\. auto(?:class|function):: (\S+)$", read("api.rst"), re.MULTILINE
+        ):
+            value = import_string(path)
+            assert inspect.getdoc(value), path
+            if getattr(value, "_is_protocol", False):
+                continue
+            for name, member in inspect.getmembers(value, inspect.isfunction):
+                if not name.startswith("_") and member.__module__ == value.__module__:
+                    assert inspect.getdoc(member), f"{path}.{name}"
+
+    @pytest.mark.parametrize("name", PAGES)
+    def test_those_that_are_named_exist(self, name: str) -> None:
+        for path in re.findall(r"``(connect_mailer(?:\.\w+)+)[`(]", read(name)):
+            if re.fullmatch(r"connect_mailer\.([EW]\d+|[a-z]+_[a-z]+)", path):
+                continue  # a check, or a permission
+            try:
+                importlib.import_module(path)
+            except ModuleNotFoundError:
+                import_string(path)
+
+
 def test_every_check_has_an_entry() -> None:
     ids = set(re.findall(r'id="(connect_mailer\.[EW]\d+)"', Path(checks.__file__).read_text()))
     entries = re.findall(r"^``(connect_mailer\.[EW]\d+)``$", read("settings.rst"), re.MULTILINE)
@@ -208,16 +277,10 @@ def test_blocks_of_json_are_json() -> None:
         json.loads(dedent(block))
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.rst")))
+@pytest.mark.parametrize("name", PAGES)
 def test_a_test_that_is_named_exists(name: str) -> None:
     for path, test in re.findall(r"``(tests/\S+\.py)::(\w+)``", read(name)):
         assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
-
-
-def test_the_root_of_the_exceptions_is_named() -> None:
-    assert f"connect_mailer.exceptions.{exceptions.ConnectMailerError.__name__}" in read(
-        "index.rst"
-    )
 
 
 def test_the_examples_of_tests_run(tmp_path: Path) -> None:

@@ -1,14 +1,6 @@
 """The signals of django-bouncy, in the place of those that no longer import.
 
 Import them as ``django_bouncy.signals``: a published release that works comes first there.
-
-``notification``
-    Any notification was received: ``notification``, ``request``.
-``subscription``
-    A subscription was confirmed: ``result``, ``notification``.
-``feedback``
-    A row was written: ``instance`` (of the sender, ``Bounce``, ``Complaint`` or
-    ``Delivery``), ``message``, ``notification``.
 """
 
 from __future__ import annotations
@@ -16,5 +8,11 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 notification = Signal()
+"""A genuine notification was received. It has ``notification`` and ``request``."""
+
 subscription = Signal()
+"""A subscription was confirmed. It has ``result`` and ``notification``."""
+
 feedback = Signal()
+"""A row was written, of the sender ``Bounce``, ``Complaint`` or ``Delivery``. It has ``instance``,
+the row; ``message`` and ``notification``, the JSON of SES and of SNS."""
