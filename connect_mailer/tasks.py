@@ -1,8 +1,8 @@
 """The Celery tasks, all without arguments: what they do is decided by the database.
 
-``deliver`` drains the outbox, ``sweep`` wakes a drain for what is due, ``purge`` forgets old
-rows. Nothing has to be scheduled: each worker that has the app loaded asks for a sweep every
-minute, with or without beat.
+``deliver`` drains the outbox, ``sweep`` wakes a drain for what is due or soon will be, ``purge``
+forgets old rows. Nothing has to be scheduled: each worker that has the app loaded asks for a
+sweep every minute (see ``_find_sweep_seconds``), with or without beat.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from connect_mailer.health import guard
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.pauses import find_paused
 from connect_mailer.sending.suppression import forget_expired
-from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, WAKE, name_drain
+from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, PAUSE, WAKE, name_drain
 
 logger = logging.getLogger(__name__)
 
@@ -48,21 +48,44 @@ def deliver() -> None:
 
 @shared_task(name="connect_mailer.tasks.sweep", ignore_result=True)
 def sweep() -> None:
-    """Wake a drain for what is due: after a lost wake-up, a dead worker, a pause."""
+    """Wake a drain for what is due: after a lost wake-up, a dead worker, a pause.
+
+    Now, or for the moment when it is due if that comes before the next sweep has looked.
+    """
     using = outbox.get_database()
+    interval = _find_sweep_seconds()
     # A broker that was down and brings this works again: what waited for it goes at once.
     is_back = leases.release(BROKER_DOWN, using=using)
-    if not leases.acquire("sweep", SWEEP_SECONDS - 10, using=using) and not is_back:
+    # Half of it: the worker that swept last may be dead, and the others were told to wait.
+    if not leases.acquire("sweep", interval / 2, using=using) and not is_back:
         return
     # A wake-up that is pending may be lost, so it is not asked about here.
-    if not leases.find_alive(name_drain(1), using=using) and outbox.is_due(
-        using=using, paused=find_paused(using=using)
-    ):
-        _publish(deliver)
+    wait_seconds = _find_wait(2 * interval, using=using)
+    if wait_seconds is not None:
+        _publish(deliver, **({"countdown": wait_seconds} if wait_seconds else {}))
     if leases.acquire("purge", PURGE_SECONDS, using=using):
         _publish(purge)
     tallies.fold(using=using)
     guard.check(using=using)
+
+
+def _find_wait(within_seconds: float, *, using: str) -> float | None:
+    """Seconds until a drain is needed; ``None``: not within so many, as far as is known now."""
+    paused = find_paused(using=using, by_operators_only=True)
+    if outbox.is_due(using=using, paused=paused):
+        due = 0.0
+    elif (soonest := outbox.find_wait(within_seconds, using=using)) is not None:
+        due = soonest
+    else:
+        return None
+    # The drain that has the lease looks after all that is due; but it may be dead.
+    wait = max(due, leases.find_rest(PAUSE, name_drain(1), using=using))
+    return wait if wait <= within_seconds else None
+
+
+def _find_sweep_seconds() -> float:
+    """From one sweep of a worker to the next: each lease of a row has a sweep look at it."""
+    return min(SWEEP_SECONDS, conf.lease_seconds / 2)
 
 
 @shared_task(name="connect_mailer.tasks.purge", ignore_result=True)
@@ -129,7 +152,7 @@ def _publish_deliver(using: str) -> None:
         leases.acquire(BROKER_DOWN, BROKER_DOWN_SECONDS, using=using)
 
 
-def _publish(task: Any) -> bool:
+def _publish(task: Any, **options: Any) -> bool:
     """Hand a task to the broker; ``False``: it was not taken in time."""
     published = threading.Event()
 
@@ -137,7 +160,7 @@ def _publish(task: Any) -> bool:
         with log_mail.at_work():
             try:
                 # One try, none of Celery's retries: it is asked for again anyway.
-                task.apply_async(queue=conf.queue, retry=False)
+                task.apply_async(queue=conf.queue, retry=False, **options)
                 published.set()
             except Exception as error:  # noqa: BLE001
                 # Whatever a broker's library raises: the mail is in the database, and whoever
@@ -160,7 +183,7 @@ def _publish(task: Any) -> bool:
 
 @worker_ready.connect
 def _start_sweeping(sender: Any, **kwargs: Any) -> None:
-    """In the worker's main process: the first sweep now, the next every minute.
+    """In the worker's main process: the first sweep now, the next every minute or so.
 
     Runs again after each reconnection to the broker, with a new timer.
     """
@@ -168,7 +191,7 @@ def _start_sweeping(sender: Any, **kwargs: Any) -> None:
     if _timer is not None:
         _timer.cancel()
     _publish(sweep)
-    _timer = sender.timer.call_repeatedly(SWEEP_SECONDS, _publish, (sweep,))
+    _timer = sender.timer.call_repeatedly(_find_sweep_seconds(), _publish, (sweep,))
 
 
 @worker_shutting_down.connect

@@ -16,7 +16,7 @@ from django.utils import timezone
 from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
-from connect_mailer.sending import leases
+from connect_mailer.sending import leases, outbox
 from tests.servers import make_environment
 
 pytestmark = pytest.mark.django_db
@@ -114,7 +114,7 @@ logging.basicConfig(format="%(message)s")
 django.setup()
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
-from connect_mailer.sending import leases
+from connect_mailer.sending import leases, outbox
 from connect_mailer.tasks import wake
 wake()
 wake()
@@ -174,14 +174,44 @@ class TestSweep:
             queue("a@example.org", send_after=timezone.now() + timedelta(hours=1))
         elif reason == "paused":
             queue("a@example.org")
-            leases.acquire("pause", 60, using="default")
+            leases.acquire("pause", 3600, using="default")
         elif reason == "running":
-            queue("a@example.org")
-            leases.acquire("drain 1", 60, using="default")
+            leases.acquire("drain 1", 15, using="default")
 
         tasks.sweep()
 
         assert [name for name, _ in published] == ["purge"]
+
+    @pytest.mark.parametrize(
+        "reason", ["leased", "scheduled", "paused", "running, or dead", "paused, then scheduled"]
+    )
+    def test_for_the_moment_when_there_is_need(self, published: list[Any], reason: str) -> None:
+        queue("a@example.org")
+        if "scheduled" in reason:
+            OutgoingMessage.objects.update(due_at=timezone.now() + timedelta(seconds=40), lane=None)
+        if "paused" in reason:
+            seconds = 20 if "scheduled" in reason else 40
+            leases.acquire("pause", seconds, using="default")
+        if reason == "leased":
+            outbox.claim(tokens=1, slots=1, max_bytes=10**9, lease_seconds=40, using="default")
+        if "running" in reason:
+            leases.acquire("drain 1", 40, using="default")
+
+        tasks.sweep()
+
+        name, options = published[0]
+        assert name == "deliver"
+        assert 0 < options["countdown"] <= 40
+        assert options["countdown"] == pytest.approx(40, abs=20)
+
+    def test_soon_enough_for_each_lease(self, published: list[Any], settings: Any) -> None:
+        settings.CONNECT_MAILER = {"LEASE_SECONDS": 30}
+        queue("a@example.org")
+        outbox.claim(tokens=1, slots=1, max_bytes=10**9, lease_seconds=30, using="default")
+        tasks.sweep()
+        # Whoever swept may be the one that died.
+        assert leases.find_rest("sweep", using="default") <= 7.5
+        assert published[0][1]["countdown"] <= 30
 
     def test_what_a_dead_worker_held(self, published: list[Any]) -> None:
         queue("a@example.org")

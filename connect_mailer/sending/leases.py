@@ -9,6 +9,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 from django.db import IntegrityError, transaction
+from django.db.models import DurationField, ExpressionWrapper, F
 
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import Lease
@@ -57,3 +58,16 @@ def find_alive(*names: str, using: str) -> dict[str, str]:
         .filter(name__in=names, expires_at__gt=DatabaseNow())
         .values_list("name", "note")
     )
+
+
+def find_rest(*names: str, using: str) -> float:
+    """Seconds until none of ``names`` is held any more; 0: none is."""
+    rests = (
+        Lease.objects.using(using)
+        .filter(name__in=names, expires_at__gt=DatabaseNow())
+        .values_list(
+            ExpressionWrapper(F("expires_at") - DatabaseNow(), output_field=DurationField()),
+            flat=True,
+        )
+    )
+    return max((rest.total_seconds() for rest in rests), default=0.0)

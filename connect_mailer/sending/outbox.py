@@ -19,6 +19,7 @@ from django.db.models import (
     BooleanField,
     Case,
     CharField,
+    DurationField,
     Exists,
     Expression,
     ExpressionWrapper,
@@ -245,6 +246,21 @@ def is_due(*, using: str, paused: Collection[str] = ()) -> bool:
     if set(paused) == set(OutgoingMessage.Stream):
         return False
     return _any(_line(using, paused)) or any(_any(_waiting(status, using)) for status in _OPEN)
+
+
+def find_wait(within_seconds: float, *, using: str) -> float | None:
+    """Seconds until the next row is due that is not due yet; ``None``: not within so many."""
+    wait = ExpressionWrapper(F("due_at") - DatabaseNow(), output_field=DurationField())
+    waits: list[timedelta] = []
+    for status in _OPEN:  # one range of the index for each
+        rows = OutgoingMessage.objects.using(using).filter(
+            status=status,
+            lane=None,
+            due_at__gt=DatabaseNow(),
+            due_at__lte=DatabaseNow() + timedelta(seconds=within_seconds),
+        )
+        waits += rows.order_by("lane", "due_at").values_list(wait, flat=True)[:1]
+    return min((wait.total_seconds() for wait in waits), default=None)
 
 
 def line_up(*, using: str) -> bool:

@@ -61,8 +61,12 @@ def find_pauses(*, using: str) -> list[Pause]:
     ]
 
 
-def find_paused(*, using: str) -> frozenset[str]:
-    """The streams of which nothing is sent now."""
+def find_paused(*, using: str, by_operators_only: bool = False) -> frozenset[str]:
+    """The streams of which nothing is sent now; ``by_operators_only``: until a person says so."""
     alive = leases.find_alive(PAUSE, *_NAMES, using=using)
     streams = _NAMES.items()
-    return frozenset(stream for name, stream in streams if name in alive or PAUSE in alive)
+    return frozenset(
+        stream
+        for name, stream in streams
+        if name in alive or (PAUSE in alive and not by_operators_only)
+    )
