@@ -1,3 +1,3 @@
 """Outgoing mail of a Django site through Amazon SES: outbox, pacing, suppression, feedback."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

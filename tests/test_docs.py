@@ -9,12 +9,14 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Task, current_app
 from django.dispatch import Signal
 from django.utils.module_loading import import_string
 
+import connect_mailer
 from connect_mailer import (
     backend,
     checks,
@@ -186,3 +188,32 @@ def test_every_status_is_explained(status: str) -> None:
 def test_a_test_that_is_named_exists(name: str) -> None:
     for path, test in re.findall(r"``(tests/\S+\.py)::(\w+)``", read(name)):
         assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
+
+
+# `tox -e links` asks whether they are there.
+_HOSTS = {
+    "docs.aws.amazon.com",
+    "docs.celeryq.dev",
+    "docs.djangoproject.com",
+    "www.rfc-editor.org",
+}
+
+
+@pytest.mark.parametrize("name", ["../README.rst", *PAGES])
+def test_links_to_elsewhere_are_https_and_to_hosts_that_stay(name: str) -> None:
+    # `text <link>`_, .. _name: link, and a bare link in a sentence; not what stands in literals.
+    shown = re.compile(r"``[^`]+``|^ *\.\. code-block::.*\n(?:\n| +.*\n)*", re.MULTILINE)
+    prose = shown.sub("", read(name))
+    for link in re.findall(r"\b[a-z]+://[^\s>`]+", prose):
+        parts = urlsplit(link)
+        assert parts.scheme == "https", link
+        assert parts.hostname in _HOSTS, link
+    assert not re.search(r"`[^`<]+ <(?!https://)[^>]*>`_", prose)
+
+
+def test_the_version_is_written_once_and_has_its_changes() -> None:
+    newest = re.findall(r"^(\d\S+)(?: \(.+\))?\n-{5,}$", read("changelog.rst"), re.MULTILINE)[0]
+    assert newest == connect_mailer.__version__
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert 'dynamic = ["version"]' in project
+    assert f'"{newest}"' not in project

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from connect_mailer import __version__
+
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.package
@@ -118,6 +120,17 @@ def files_of_the_package() -> set[str]:
     }
 
 
+def test_they_can_be_published(distributions: Path) -> None:
+    """Their metadata, and the README as a package index shows it."""
+    files = sorted(distributions.iterdir())
+    assert [file.name for file in files] == [
+        f"connect_mailer-{__version__}-py3-none-any.whl",
+        f"connect_mailer-{__version__}.tar.gz",
+    ]
+    printed = run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=distributions)
+    assert printed.count("PASSED") == 2
+
+
 def test_the_wheel_has_the_whole_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
@@ -132,7 +145,8 @@ def test_the_wheel_has_the_whole_package_and_nothing_else(wheel: Path) -> None:
         "connect_mailer/py.typed",
         "connect_mailer/sending/gcra.lua",
     } <= packaged
-    assert any(name.startswith("connect_mailer/templates/") for name in packaged)
+    for folder in ("templates", "static", "locale", "management/commands", "templatetags"):
+        assert any(name.startswith(f"connect_mailer/{folder}/") for name in packaged), folder
 
 
 def test_the_sdist_has_what_the_tests_need(distributions: Path) -> None:
@@ -141,6 +155,7 @@ def test_the_sdist_has_what_the_tests_need(distributions: Path) -> None:
         names = {"/".join(PurePosixPath(name).parts[1:]) for name in archive.getnames()}
     assert files_of_the_package() <= names
     assert {"LICENSE", "README.rst", "pyproject.toml", "tox.ini", "tests/settings.py"} <= names
+    assert {"docs/conf.py", "docs/index.rst", "docs/images/desk-health.png"} <= names
     assert not [name for name in names if name.endswith(".pyc") or name.startswith(".")]
 
 
