@@ -40,6 +40,7 @@ from django.urls import include, path
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy
 
+from connect_mailer import signals
 from connect_mailer.models import OutgoingMessage, Unsubscribe
 from connect_mailer.optout.tokens import make_token
 from connect_mailer.testing import deliver_all
@@ -142,10 +143,11 @@ def receivers() -> Iterator[None]:
     """Those of an example end with it."""
     from django_bouncy.signals import feedback
 
-    before = list(feedback.receivers)
+    before = [(signal, list(signal.receivers)) for signal in (feedback, signals.message_failed)]
     yield
-    feedback.receivers = before
-    feedback.sender_receivers_cache.clear()
+    for signal, receivers in before:
+        signal.receivers = receivers
+        signal.sender_receivers_cache.clear()
 
 
 @pytest.fixture
