@@ -34,7 +34,7 @@ from celery import current_app
 from celery.bin.celery import celery as celery_command
 from django.core import checks
 from django.core.mail import EmailMessage
-from django.core.management import get_commands, load_command_class
+from django.core.management import call_command, get_commands, load_command_class
 from django.template import engines
 from django.urls import include, path
 from django.utils.module_loading import import_string
@@ -482,28 +482,14 @@ current_app.conf.task_always_eager = True
 current_app.conf.broker_url = "memory://"
 """
 
+# What no page needs to say: of a site that tries the pages out.
 _SETTINGS = """
 import django
 
-SECRET_KEY = "a key for tests only"
-ROOT_URLCONF = "urls"
-USE_TZ = True
-ALLOWED_HOSTS = ["*"]
-DATABASES = {"default": {
-    "ENGINE": "django.db.backends.sqlite3",
-    "NAME": "site.sqlite3",
-    "OPTIONS": {
-        "transaction_mode": "IMMEDIATE",
-        "init_command": "PRAGMA journal_mode=WAL",
-    },
-}}
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes"]
-TEMPLATES = [{
-    "BACKEND": "django.template.backends.django.DjangoTemplates",
-    "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", {"x.txt": "x"})]},
-}]
+DEBUG = False  # with it on, nobody is told of errors by mail
 ADMINS = ["admin@example.com"] if django.VERSION >= (6, 0) else [("A", "admin@example.com")]
 AWS_ACCESS_KEY_ID = AWS_SECRET_ACCESS_KEY = "test"
+TEMPLATES[0]["DIRS"] = [BASE_DIR]
 """
 # What the site of the quickstart is asked to do, once all of it is there.
 _TRY = """
@@ -567,26 +553,61 @@ def test_the_examples_of_tests_run(tmp_path: Path) -> None:
     assert " passed" in done.stdout
 
 
-def test_the_quickstart_makes_a_site(tmp_path: Path) -> None:
-    blocks = find_files("quickstart.rst")
-    settings = _SETTINGS + blocks["settings.py"]
-    logging = blocks["settings.py, with EMAIL_BACKEND"]
-    if django.VERSION >= (6, 1):
-        mailers = blocks["settings.py, Django >= 6.1"]
-        settings = re.sub(r"EMAIL_BACKEND = .*", lambda _: mailers, settings)
-        logging = re.sub(r"LOGGING\[.*", lambda _: blocks["settings.py, with MAILERS"], logging)
-    urls = "urlpatterns = []\n" + blocks["urls.py"]
-    for name, code in {
-        "settings.py": settings + logging,
-        "urls.py": urls,
-        "forms.py": blocks["forms.py and urls.py"],
-        "try.py": _TRY,
-    }.items():
-        (tmp_path / name).write_text(code, "utf-8")
+def choose(files: dict[str, str], *captions: str) -> list[str]:
+    """Those blocks, the way of this Django: ``MAILERS``, or ``EMAIL_BACKEND``."""
+    way = "MAILERS" if django.VERSION >= (6, 1) else "EMAIL_BACKEND"
+    return [files[caption.format(way)] for caption in captions]
+
+
+def find_site_of_the_quickstart() -> tuple[str, str, str]:
+    files = find_files("quickstart.rst")
+    settings = (
+        "settings.py",
+        "settings.py, with {}",
+        "settings.py, SQLite",
+        "settings.py, log with {}",
+    )
+    return "\n".join(choose(files, *settings)), files["urls.py"], files["forms.py and urls.py"]
+
+
+def find_site_of_the_readme() -> tuple[str, str, str]:
+    settings, urls, log = (block.code for block in read_blocks("README.rst")[1:4])
+    if django.VERSION < (6, 1):
+        text = PAGES["README.rst"].read_text("utf-8")
+        [backend] = re.findall("``(EMAIL_BACKEND = [^`]+)``", text)
+        [handler] = re.findall("``(LOGGING[^`]+)``", text)
+        settings = re.sub("^MAILERS = .*", backend, settings, flags=re.MULTILINE)
+        log = re.sub(r"^LOGGING\[(?:.|\n)*", handler, log, flags=re.MULTILINE)
+    sqlite = find_files("quickstart.rst")["settings.py, SQLite"]  # as a check asks there
+    return (
+        f"{settings}\n{log}\n{sqlite}",
+        urls,
+        find_files("quickstart.rst")["forms.py and urls.py"],
+    )
+
+
+@pytest.mark.parametrize(
+    "find_site",
+    [
+        pytest.param(find_site_of_the_quickstart, id="quickstart"),
+        pytest.param(find_site_of_the_readme, id="README"),
+    ],
+)
+def test_a_new_project_that_follows_it_sends(
+    tmp_path: Path, find_site: Callable[[], tuple[str, str, str]]
+) -> None:
+    settings, urls, forms = find_site()
+    call_command("startproject", "example", str(tmp_path))
+    for name, code in {"settings.py": settings + _SETTINGS, "urls.py": urls}.items():
+        with (tmp_path / "example" / name).open("a", encoding="utf-8") as file:
+            file.write("\n" + code)
+    (tmp_path / "forms.py").write_text(forms, "utf-8")
+    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "try.py").write_text(_TRY, "utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", "try.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "settings"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "example.settings"},
         capture_output=True,
         text=True,
         check=False,
