@@ -7,14 +7,12 @@ for those who are left after suppression. The caller's message is never changed.
 from __future__ import annotations
 
 import copy
-import email.policy
 import email.utils
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-import django
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.utils import timezone
@@ -25,6 +23,7 @@ from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidMessage
 from connect_mailer.models import MESSAGE_ID_TAG, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending import signature
+from connect_mailer.sending.mime import serialise
 from connect_mailer.sending.ses import (
     MAX_MESSAGE_BYTES,
     Envelope,
@@ -237,7 +236,7 @@ def freeze(draft: Draft, headers: Mapping[str, str] | None = None) -> bytes:
     if headers and not raw:
         raw = dict(headers)
     try:
-        mime = _write_raw(raw) + _serialise(message)
+        mime = _write_raw(raw) + serialise(message)
         if options := conf.dkim:
             mime = signature.sign(mime, options)
     except ConnectMailerError:
@@ -327,10 +326,3 @@ def _write_raw(headers: Mapping[str, str]) -> bytes:
             )
         lines.append(f"{line}\r\n".encode("ascii"))
     return b"".join(lines)
-
-
-def _serialise(message: EmailMessage) -> bytes:
-    """The bytes that Django's own SMTP backend would send, on each version."""
-    if django.VERSION >= (6, 0):
-        return message.message(policy=email.policy.SMTP).as_bytes()
-    return message.message().as_bytes(linesep="\r\n")  # type: ignore[call-arg]
