@@ -124,6 +124,9 @@ class ConnectMailerBackend(_Backend):
     ) -> int:
         if not drafts:
             return 0
+        if len(drafts) == 1 and _store_at_once(drafts[0], using):
+            tasks.wake_on_commit(using=using)
+            return 1
         with transaction.atomic(using=using):
             suppression = Suppression.load(
                 recipient.address.key for draft in drafts for recipient in draft.recipients
@@ -195,16 +198,35 @@ class SESBackend(_Backend):
         return sent
 
 
+def _store_at_once(draft: Draft, using: str) -> bool:
+    """Store one message to whom nobody objects, in one round trip to the database.
+
+    ``False``: nothing was done, as it takes more than that.
+    """
+    if not outbox.can_store_at_once(draft, using=using) or len(_take_apart(draft)) > 1:
+        return False
+    try:
+        (frozen,) = _freeze(draft)
+    except InvalidMessage:
+        return False  # which is no mistake where all recipients are suppressed
+    return outbox.store_unless_suppressed(frozen, using=using)
+
+
 def _freeze(draft: Draft) -> list[outbox.Frozen]:
-    """The message once for all, or (``UNSUBSCRIBE_SPLIT``) for each reader with her own link."""
+    """The message as it is stored: once, or once for each reader with her own link."""
     if not draft.kept:
         return [outbox.Frozen(draft=draft, mime=None)]
-    is_split = conf.unsubscribe_split and draft.options.stream == OutgoingMessage.Stream.DEFAULT
     # Frozen as the whole that it is: its readers see to whom else it went.
     return [
         outbox.Frozen(draft=part, mime=envelope.freeze(draft, _make_headers(part)))
-        for part in (draft.apart() if is_split else [draft])
+        for part in _take_apart(draft)
     ]
+
+
+def _take_apart(draft: Draft) -> list[Draft]:
+    """``UNSUBSCRIBE_SPLIT``: each reader gets a copy."""
+    is_split = conf.unsubscribe_split and draft.options.stream == OutgoingMessage.Stream.DEFAULT
+    return draft.apart() if is_split else [draft]
 
 
 def _make_headers(draft: Draft) -> dict[str, str]:

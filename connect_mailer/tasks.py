@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from math import inf
 from typing import Any, Final
 
 from celery import shared_task
@@ -21,7 +23,14 @@ from connect_mailer.health import guard
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.pauses import find_paused
 from connect_mailer.sending.suppression import forget_expired
-from connect_mailer.sending.wakeups import BROKER_DOWN, HELP, PAUSE, WAKE, name_drain
+from connect_mailer.sending.wakeups import (
+    BROKER_DOWN,
+    HELP,
+    PAUSE,
+    REMEMBER_SECONDS,
+    WAKE,
+    name_drain,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,17 +134,23 @@ def wake() -> None:
     """Ask for a drain, unless one is running or was asked for already.
 
     Never raises, and takes at most 3 s where the broker is down: ``sweep`` finds what waits.
+    Within ``REMEMBER_SECONDS`` after that, this process asks for nothing.
     """
+    global _asked_at
+    now = time.monotonic()
+    if now - _asked_at < REMEMBER_SECONDS:
+        return
     using = outbox.get_database()
     try:
-        if leases.find_alive(WAKE, BROKER_DOWN, name_drain(1), using=using):
-            return
-        if not leases.acquire(WAKE, WAKE_SECONDS, using=using):
-            return
-        _publish_deliver(using)
+        alive = leases.find_alive(WAKE, BROKER_DOWN, name_drain(1), using=using)
+        if not alive and leases.acquire(WAKE, WAKE_SECONDS, using=using):
+            _publish_deliver(using)
     except Error as error:
         with log_mail.at_work():
             logger.warning("No drain could be asked for: %s", error)
+        return
+    if not deliver.app.conf.task_always_eager:  # then it ran, and looks no more
+        _asked_at = now
 
 
 def _ask_for_help() -> None:
@@ -203,3 +218,5 @@ def _stop_drains(**kwargs: Any) -> None:
 
 
 _timer: Any = None
+# When this process knew last of a drain that is to look (monotonic seconds).
+_asked_at = -inf

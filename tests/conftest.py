@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import inf
 
 import pytest
 import redis
@@ -34,3 +35,9 @@ def valkey() -> Iterator[redis.Redis]:
 def _broker() -> None:
     """No broker that happens to run: in this process, tasks go nowhere."""
     current_app.conf.broker_url = "memory://"
+
+
+@pytest.fixture(autouse=True)
+def _no_drain_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test knows nothing of what the one before it did a moment ago."""
+    monkeypatch.setattr("connect_mailer.tasks._asked_at", -inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 
 import django
 import pytest
@@ -13,7 +14,7 @@ from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.db import DatabaseError, connection, transaction
 from django.test import TestCase
 
-from connect_mailer import signals
+from connect_mailer import signals, tasks
 from connect_mailer.backend import ConnectMailerBackend, SESBackend, TransactionalBackend
 from connect_mailer.exceptions import InvalidMessage, MessagesRefused, Rejected
 from connect_mailer.models import (
@@ -123,6 +124,44 @@ def test_one_query_asks_for_all_recipients(django_assert_num_queries: Any) -> No
             assert queue(*messages) == 20
         about = [q["sql"] for q in queries.captured_queries if "unsubscribe" in q["sql"].lower()]
         assert len(about) == 1
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="one statement can't insert it all")
+class TestOneMessage:
+    @pytest.mark.django_db(transaction=True)
+    def test_is_one_statement(self, django_assert_num_queries: Any) -> None:
+        with mock.patch.object(tasks, "_publish"):
+            tasks.wake()  # which this process remembers for a moment
+
+        with django_assert_num_queries(1):
+            assert queue(make(["jo@example.org", "al@example.org"])) == 1
+
+        row = OutgoingMessage.objects.get()
+        assert row.recipients.count() == row.cost == 2
+        assert bytes(row.content.mime).endswith(b"\r\n")
+        assert row.turn == row.due_at
+
+    def test_is_one_statement_in_a_savepoint(self, django_assert_num_queries: Any) -> None:
+        with transaction.atomic(), django_assert_num_queries(3):
+            assert queue(make()) == 1
+
+    def test_of_whom_somebody_is_suppressed_takes_more(self) -> None:
+        Unsubscribe.objects.suppress("gone@example.org", "bounce")
+
+        assert queue(make(["jo@example.org", "gone@example.org"])) == 1
+
+        row = OutgoingMessage.objects.get()
+        assert dict(row.recipients.values_list("address", "reason")) == {
+            "jo@example.org": "",
+            "gone@example.org": "bounce",
+        }
+
+    def test_that_cant_be_written_is_none_where_all_are_suppressed(self) -> None:
+        Unsubscribe.objects.suppress("gone@example.org", "bounce")
+
+        assert queue(make(["gone@example.org"], headers={"X-A": "two\nlines"})) == 0
+
+        assert OutgoingMessage.objects.get().status == "suppressed"
 
 
 def test_the_callers_message_is_not_changed() -> None:
@@ -464,11 +503,14 @@ class TestTransactions:
     def test_a_failed_insert_leaves_the_callers_transaction_usable(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*args: Any, **kwargs: Any) -> None:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT nothing FROM nowhere")
+        make_recipient = outbox._make_recipient
 
-        monkeypatch.setattr(OutgoingRecipient.objects, "using", fail)
+        def spoil(*args: Any) -> OutgoingRecipient:
+            recipient = make_recipient(*args)
+            recipient.kind = None  # which the database refuses
+            return recipient
+
+        monkeypatch.setattr(outbox, "_make_recipient", spoil)
         with transaction.atomic():
             with pytest.raises(DatabaseError):
                 queue(make())

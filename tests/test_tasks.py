@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
 from connect_mailer.sending import leases, outbox
+from connect_mailer.sending.wakeups import REMEMBER_SECONDS
 from tests.servers import make_environment
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +54,32 @@ class TestWake:
             tasks.wake()
 
         assert published == [("deliver", {"queue": None, "retry": False})]
+
+    def test_this_process_remembers_it_for_a_moment(
+        self, published: list[Any], django_assert_num_queries: Any
+    ) -> None:
+        tasks.wake()
+
+        with django_assert_num_queries(0):
+            tasks.wake()
+
+    def test_a_drain_that_found_nothing_looks_again_after_that_moment(
+        self, published: list[Any], locmem: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tasks.wake()
+        moments: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            moments.append(seconds)
+            tasks.wake()  # asks for nothing: this process knows of a drain that is to look
+            queue("late@example.org")
+            monkeypatch.setattr(tasks, "_asked_at", -inf)  # as the moment is over
+
+        monkeypatch.setattr("time.sleep", sleep)
+        tasks.deliver()
+
+        assert moments == [REMEMBER_SECONDS]
+        assert len(published) == 2
 
     def test_not_while_a_drain_runs(self, published: list[Any]) -> None:
         assert leases.acquire("drain 1", 10, using="default")
@@ -115,6 +143,7 @@ django.setup()
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from connect_mailer.sending import leases, outbox
+from connect_mailer.sending.wakeups import REMEMBER_SECONDS
 from connect_mailer.tasks import wake
 wake()
 wake()

@@ -50,7 +50,7 @@ from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.ses import Envelope, SESClient
 from connect_mailer.sending.suppression import Candidate, Suppression
 from connect_mailer.sending.transport import Transport, get_transport
-from connect_mailer.sending.wakeups import HELP, PAUSE, WAKE, name_drain
+from connect_mailer.sending.wakeups import HELP, PAUSE, REMEMBER_SECONDS, WAKE, name_drain
 from connect_mailer.tallies import count
 
 logger = logging.getLogger(__name__)
@@ -192,20 +192,26 @@ def drain_outbox(
     using = outbox.get_database()
     # Before the first look: whoever stores a row from now on asks for another drain.
     leases.release(WAKE, using=using)
-    if not _has_work(using):
-        return 0
-    lease = _enter(using)
-    if lease is None:
-        return 0
-    try:
-        drain = _make_drain(using, lease, ask_for_help=ask_for_help, one_pass=one_pass)
-        drain.run()
-    finally:
-        leases.release(lease.name, lease.holder, using=using)
-    # After that, since whoever saw this drain running asked for no other one.
-    if not one_pass and drain.longest_wait_seconds < conf.drain_seconds and _has_work(using):
-        wake()
-    return drain.sent
+    sent, is_over = 0, True
+    if _has_work(using):
+        lease = _enter(using)
+        if lease is None:
+            return 0
+        try:
+            drain = _make_drain(using, lease, ask_for_help=ask_for_help, one_pass=one_pass)
+            drain.run()
+        finally:
+            leases.release(lease.name, lease.holder, using=using)
+        sent, is_over = drain.sent, drain.longest_wait_seconds < conf.drain_seconds
+    if is_over and not one_pass:
+        # Whoever asked for this drain, or saw it running, asks for no other one for a moment.
+        has_work = _has_work(using)
+        if not has_work:
+            time.sleep(REMEMBER_SECONDS)
+            has_work = _has_work(using)
+        if has_work:
+            wake()
+    return sent
 
 
 def _has_work(using: str) -> bool:

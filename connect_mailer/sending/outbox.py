@@ -43,9 +43,10 @@ from connect_mailer.models import (
     OutgoingMessage,
     OutgoingRecipient,
     Tally,
+    Unsubscribe,
 )
 from connect_mailer.sending import bulk
-from connect_mailer.sending.envelope import Draft
+from connect_mailer.sending.envelope import Draft, Recipient
 from connect_mailer.tallies import count
 
 _M = TypeVar("_M", bound=Model)
@@ -92,18 +93,70 @@ class Frozen:
     mime: bytes | None
 
 
+def can_store_at_once(draft: Draft, *, using: str) -> bool:
+    """Whether a message can be stored in one statement: on PostgreSQL, with one row of its own."""
+    return (
+        connections[using].vendor == "postgresql"
+        and router.db_for_write(Unsubscribe) == using
+        and len(draft.recipients) <= MAX_RECIPIENTS
+    )
+
+
+def store_unless_suppressed(frozen: Frozen, *, using: str) -> bool:
+    """Insert a message in one statement, unless one of its recipients is on ``Unsubscribe``.
+
+    Returns whether it was inserted. Only where ``can_store_at_once``.
+    """
+    (content,), ((message, recipients),) = _make_rows([frozen], DatabaseNow())
+    # One statement is a transaction of its own; it must not end that of the caller.
+    is_alone = connections[using].get_autocommit()
+    with nullcontext() if is_alone else transaction.atomic(using=using):
+        return bulk.insert_message(
+            content,
+            message,
+            [_make_recipient(message, recipient) for recipient in recipients],
+            unless=[recipient.address.key for recipient in recipients],
+            using=using,
+        )
+
+
 def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
     """Insert rows, at most ``MAX_RECIPIENTS`` recipients each, in three statements.
 
     The rows of one message share its content. Recipients who are not written to are on its
     first row, with the reason.
     """
-    contents: list[OutgoingContent] = []
-    rows: list[tuple[OutgoingMessage, Sequence[Any]]] = []
-    place = 0
     number = sum(max(len(range(0, len(one.draft.kept), MAX_RECIPIENTS)), 1) for one in batch)
     # As a value where rows are copied.
     now: Any = bulk.ask_time(using) if bulk.can_copy(number, using=using) else DatabaseNow()
+    contents, rows = _make_rows(batch, now)
+    messages = [row for row, _ in rows]
+    # Without a savepoint: the caller has one, and each is two round trips.
+    with transaction.atomic(using=using, savepoint=False):
+        bulk.insert(contents, using=using)
+        bulk.insert(messages, using=using, needs_ids=True)
+        if messages and messages[0].pk is None:
+            _fetch_ids(messages, using)
+        bulk.insert(
+            [_make_recipient(row, recipient) for row, found in rows for recipient in found],
+            using=using,
+        )
+        count(
+            (
+                Tally(stream=row.stream, suppressed=sum(bool(one.reason) for one in recipients))
+                for row, recipients in rows
+            ),
+            using=using,
+        )
+    return messages
+
+
+def _make_rows(
+    batch: Sequence[Frozen], now: Any
+) -> tuple[list[OutgoingContent], list[tuple[OutgoingMessage, Sequence[Recipient]]]]:
+    contents: list[OutgoingContent] = []
+    rows: list[tuple[OutgoingMessage, Sequence[Recipient]]] = []
+    place = 0
     for frozen in batch:
         draft = frozen.draft
         left_out = [recipient for recipient in draft.recipients if recipient.reason]
@@ -117,49 +170,19 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
         send_after = draft.options.send_after
         for start in range(0, len(kept), MAX_RECIPIENTS):
             part = kept[start : start + MAX_RECIPIENTS]
+            turn = send_after or now
             row = _make_row(
                 draft,
                 now,
                 content=content,
                 size=len(frozen.mime),
                 cost=len(part),
-                turn=(send_after or now) + timedelta(seconds=place * TURN_SECONDS),
+                turn=turn + timedelta(seconds=place * TURN_SECONDS) if place else turn,
             )
             row.lane = None if send_after else row.rank
             place += 1
             rows.append((row, part if start else [*part, *left_out]))
-    messages = [row for row, _ in rows]
-    # Without a savepoint: the caller has one, and each is two round trips.
-    with transaction.atomic(using=using, savepoint=False):
-        bulk.insert(contents, using=using)
-        bulk.insert(messages, using=using, needs_ids=True)
-        if messages and messages[0].pk is None:
-            _fetch_ids(messages, using)
-        recipients_of_all = [
-            OutgoingRecipient(
-                message=row,
-                address=recipient.address.key,
-                envelope=recipient.address.spec,
-                kind=recipient.kind,
-                status=(
-                    OutgoingRecipient.Status.SUPPRESSED
-                    if recipient.reason
-                    else OutgoingRecipient.Status.QUEUED
-                ),
-                reason=recipient.reason,
-            )
-            for row, recipients in rows
-            for recipient in recipients
-        ]
-        bulk.insert(recipients_of_all, using=using)
-        count(
-            (
-                Tally(stream=row.stream, suppressed=sum(bool(one.reason) for one in recipients))
-                for row, recipients in rows
-            ),
-            using=using,
-        )
-    return messages
+    return contents, rows
 
 
 def _make_row(draft: Draft, now: Any, **fields: Any) -> OutgoingMessage:
@@ -178,6 +201,18 @@ def _make_row(draft: Draft, now: Any, **fields: Any) -> OutgoingMessage:
         mailing_list=options.mailing_list,
         tags=dict(draft.tags),
         **fields,
+    )
+
+
+def _make_recipient(row: OutgoingMessage, recipient: Recipient) -> OutgoingRecipient:
+    status = OutgoingRecipient.Status
+    return OutgoingRecipient(
+        message=row,
+        address=recipient.address.key,
+        envelope=recipient.address.spec,
+        kind=recipient.kind,
+        status=status.SUPPRESSED if recipient.reason else status.QUEUED,
+        reason=recipient.reason,
     )
 
 

@@ -13,6 +13,11 @@ BROKER_DOWN: Final = "broker down"
 # The drains that run could do with another one.
 HELP: Final = "help"
 
+# A process that knows of a drain that is asked for, or runs, asks for no other one for so long:
+# who queues mail one by one in a loop asks the database once. A drain looks for the last time
+# this long after others could know of it.
+REMEMBER_SECONDS: Final = 0.1
+
 
 def name_drain(number: int) -> str:
     """The lease of the drain ``number``, from 1."""
