@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,25 +295,31 @@ if os.environ.get("TEST_DATABASE") == "mysql":
 
 def main(word: str = "") -> int:
     """Try every mutant whose rule or file has ``word``; return how many nobody noticed."""
+    names = ["test_webhook.py", "test_sns.py", "test_corpus.py", "test_fuzz.py", "test_at_once.py"]
+    return try_all(MUTANTS, FEEDBACK, [f"tests/feedback/{name}" for name in names], word=word)
+
+
+def try_all(mutants: Sequence[Mutant], folder: Path, tests: Sequence[str], *, word: str) -> int:
+    """Break the rules whose text or file has ``word``; return how many times nobody noticed."""
     unnoticed = 0
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Path(folder)
-        for name in ("connect_mailer", "tests"):
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        copy = Path(name)
+        for part in ("connect_mailer", "tests"):
             ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+            shutil.copytree(ROOT / part, copy / part, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
-        if not _is_green(copy):
+        if not _is_green(copy, tests):
             print("The tests fail before anything is broken.")  # noqa: T201
             return 1
-        chosen = [m for m in MUTANTS if word in m.rule or word in m.file]
+        chosen = [m for m in mutants if word in m.rule or word in m.file]
         for mutant in chosen:
-            path = copy / FEEDBACK / mutant.file
+            path = copy / folder / mutant.file
             text = path.read_text()
             if mutant.old not in text:
                 outcome = "NOT FOUND"
             else:
                 path.write_text(text.replace(mutant.old, mutant.new, 1))
-                outcome = "UNNOTICED" if _is_green(copy) else "noticed"
+                outcome = "UNNOTICED" if _is_green(copy, tests) else "noticed"
                 path.write_text(text)
             unnoticed += outcome != "noticed"
             print(f"{outcome:10} {mutant.file:14} {mutant.rule}", flush=True)  # noqa: T201
@@ -320,11 +327,10 @@ def main(word: str = "") -> int:
     return unnoticed
 
 
-def _is_green(copy: Path) -> bool:
+def _is_green(copy: Path, tests: Sequence[str]) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    paths = ["test_webhook.py", "test_sns.py", "test_corpus.py", "test_fuzz.py", "test_at_once.py"]
     result = subprocess.run(
-        [*command, *(f"tests/feedback/{path}" for path in paths)],
+        [*command, *tests],
         cwd=copy,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)},
         capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -21,18 +22,32 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.feedback import events, records
-from connect_mailer.models import OutgoingMessage, OutgoingRecipient
-from connect_mailer.sending import outbox
+from connect_mailer.models import OutgoingContent, OutgoingMessage, OutgoingRecipient
+from connect_mailer.sending import envelope, outbox
 from connect_mailer.testing.sns import make_delivery, make_event, make_mail
 
 Status = OutgoingMessage.Status
+Stream = OutgoingMessage.Stream
 
-AGO = timedelta(hours=1)
-KINDS = ["sent", "retry", "given back", "doubtful", "failed", "expired", "suppressed"]
-drains = st.integers(0, 1)
-some = st.floats(0, 1)
+HOUR = timedelta(hours=1)
+ENDS = ["failed", "expired", "suppressed"]
+KINDS = ["sent", "retry", "given back", "doubtful", *ENDS]
+place = st.floats(0, 1)
+claims = st.sampled_from(["of the living", "of the dead"])
+
+
+@dataclass
+class Row:
+    """What ought to be true of one row."""
+
+    rank: int
+    is_open: bool = True
+    is_due: bool = True
+    attempts: int = 0
+    in_doubt: bool = False
+    claim: UUID | None = None
+    is_leased: bool = False  # to whoever has the claim
 
 
 class Outbox(RuleBasedStateMachine):
@@ -42,33 +57,37 @@ class Outbox(RuleBasedStateMachine):
         super().__init__()
         self.transaction = transaction.atomic()
         self.transaction.__enter__()
-        self.open: set[int] = set()
-        self.finished: set[int] = set()
-        self.leases: dict[int, UUID] = {}  # those that have not ended
-        self.held: dict[int, list[OutgoingMessage]] = {0: [], 1: []}
+        self.rows: dict[int, Row] = {}
+        # What some drain took to be its own, the newest last: it may be wrong by now.
+        self.held: list[OutgoingMessage] = []
 
     def teardown(self) -> None:
         """Whatever happened before: all that is open can be delivered."""
         try:
-            OutgoingMessage.objects.filter(status__in=OutgoingMessage.OPEN).update(
-                due_at=timezone.now() - AGO
-            )
-            self.leases.clear()
-            self.claim(drain=0, slots=1000, tokens=10_000)
-            assert {row.pk for row in self.held[0]} >= self.open
-            outbox.settle(
-                [outbox.Sent.of(row, ses_message_id=f"last-{row.pk}") for row in self.held[0]],
-                keep_bodies=False,
-                using="default",
-            )
-            assert not OutgoingMessage.objects.filter(status__in=OutgoingMessage.OPEN).exists()
+            self.become_due()
+            self.end_leases(self.find(is_leased=True))
+            self.held = []
+            self.claim(slots=1000, tokens=10_000, paused=None)
+            assert {row.pk for row in self.held} == set(self.find(is_open=True))
+            self.settle(claims="of the living", number=1000, kind="sent", keeps=False)
+            assert not self.find(is_open=True)
+            self.all_is_as_it_should_be()
             assert not outbox.is_due(using="default")
         finally:
             transaction.set_rollback(True)
             self.transaction.__exit__(None, None, None)
 
-    def pick(self, place: float, pks: set[int]) -> int | None:
-        return sorted(pks)[int(place * (len(pks) - 1))] if pks else None
+    def find(self, **values: Any) -> list[int]:
+        """The rows that ought to be so."""
+        return [
+            pk
+            for pk, row in self.rows.items()
+            if all(getattr(row, name) == value for name, value in values.items())
+        ]
+
+    def is_alive(self, row: OutgoingMessage) -> bool:
+        """Whether a claim still counts."""
+        return row.pk in self.rows and self.rows[row.pk].claim == row.claim
 
     # What may happen
 
@@ -76,87 +95,138 @@ class Outbox(RuleBasedStateMachine):
     def begin(self) -> None:
         self.queue(number=3, recipients=1, priority=5, stream="default", is_later=False)
 
-    @precondition(lambda self: len(self.open) < 8)
+    @precondition(lambda self: len(self.find(is_open=True)) < 8)
     @rule(
-        number=st.integers(1, 3),
+        number=st.integers(1, 2),
         recipients=st.sampled_from([1, 1, 60]),
         priority=st.sampled_from([0, 5]),
-        stream=st.sampled_from(OutgoingMessage.Stream.values),
+        stream=st.sampled_from(Stream.values),
         is_later=st.booleans(),
     )
     def queue(
         self, number: int, recipients: int, priority: int, stream: str, is_later: bool
     ) -> None:
-        before = set(OutgoingMessage.objects.values_list("pk", flat=True))
-        to = [f"u{n}@example.org" for n in range(recipients)]
-        ConnectMailerBackend(
-            priority=priority,
+        options = envelope.Options(
             stream=stream,
-            send_after=timezone.now() + AGO if is_later else None,
-        ).send_messages([EmailMessage("a", "b", "site@example.com", bcc=to) for _ in range(number)])
-        made = set(OutgoingMessage.objects.values_list("pk", flat=True)) - before
-        assert len(made) == number * (2 if recipients > 50 else 1)
-        self.open |= made
-
-    @rule(drain=drains, slots=st.integers(1, 4), tokens=st.sampled_from([3, 100]))
-    def claim(self, drain: int, slots: int, tokens: int) -> None:
-        outbox.peek(slots, using="default")
-        rows = outbox.claim(
-            tokens=tokens, slots=slots, max_bytes=10**9, lease_seconds=600, using="default"
+            priority=priority,
+            send_after=timezone.now() + HOUR if is_later else None,
         )
-        assert sum(row.cost for row in rows) <= tokens
-        for row in rows:
-            assert row.pk in self.open
-            assert row.pk not in self.leases, "two drains hold one row"
-            assert row.claim is not None
-            self.leases[row.pk] = row.claim
-        self.held[drain] += rows
+        to = [f"u{n}@example.org" for n in range(recipients)]
+        message = EmailMessage("a", "b", "site@example.com", bcc=to)
+        frozen = outbox.Frozen(draft=envelope.read(message, options), mime=b"a")
+        stored = outbox.store([frozen] * number, using="default")
+        assert len(stored) == number * (2 if recipients > 50 else 1)
+        for row in stored:
+            self.rows[row.pk] = Row(rank=row.rank, is_due=not is_later)
 
     @rule(
-        drain=drains,
-        kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=5),
+        slots=st.sampled_from([1, 3, 100]),
+        tokens=st.sampled_from([3, 1000]),
+        paused=st.sampled_from([None, None, *Stream.values]),
+    )
+    def claim(self, slots: int, tokens: int, paused: str | None) -> None:
+        streams = {paused} - {None}
+        outbox.peek(slots, using="default", paused=streams)
+        rows = outbox.claim(
+            tokens=tokens,
+            slots=slots,
+            max_bytes=10**9,
+            lease_seconds=600,
+            using="default",
+            paused=streams,
+        )
+        assert len(rows) <= slots
+        assert sum(row.cost for row in rows) <= tokens
+        assert paused not in {row.stream for row in rows}
+        for row in rows:
+            ought = self.rows[row.pk]
+            assert not ought.is_leased, "two drains hold one row"
+            assert ought.is_open
+            assert ought.is_due
+            ought.in_doubt |= ought.claim is not None  # whoever had it may have sent it
+            ought.attempts += 1
+            ought.claim, ought.is_leased = row.claim, True
+            assert (row.attempts, row.in_doubt) == (ought.attempts, ought.in_doubt)
+        left = [
+            ought.rank
+            for ought in self.rows.values()
+            if ought.is_open
+            and ought.is_due
+            and not ought.is_leased
+            # Each stream has lanes of its own.
+            and paused != (Stream.DEFAULT if ought.rank >= 10 else Stream.TRANSACTIONAL)
+        ]
+        if slots == 100 and tokens == 1000:
+            assert not left, "rows that nobody finds"
+        # The most important ones first.
+        assert max((row.rank for row in rows), default=0) <= min(left, default=99)
+        self.held += rows
+
+    @precondition(lambda self: self.find(is_leased=True))
+    @rule(place=place, is_alone=st.booleans(), slots=st.sampled_from([1, 100]))
+    def take_over(self, place: float, is_alone: bool, slots: int) -> None:
+        """A drain that is suspended past its lease, and another one that takes what it held."""
+        self.end_lease(place=place, is_alone=is_alone)
+        self.claim(slots=slots, tokens=1000, paused=None)
+
+    @precondition(lambda self: self.held)
+    @rule(
+        claims=claims,
+        number=st.integers(1, 4),
+        kind=st.sampled_from(KINDS),
         keeps=st.booleans(),
     )
-    def settle(self, drain: int, kinds: list[str], keeps: bool) -> None:
-        drain = drain if self.held[drain] else 1 - drain
-        settled = list(zip(self.held[drain], kinds, strict=False))
-        self.held[drain] = self.held[drain][len(settled) :]
-        claims = dict(OutgoingMessage.objects.values_list("pk", "claim"))
-        outbox.settle(
-            [make_result(row, kind) for row, kind in settled], keep_bodies=keeps, using="default"
-        )
-        for row, kind in settled:
-            if kind == "sent" and row.pk in self.open:  # in any case
+    def settle(self, claims: str, number: int, kind: str, keeps: bool) -> None:
+        is_alive = claims == "of the living"
+        chosen = [row for row in self.held if self.is_alive(row) == is_alive][:number]
+        self.held = [row for row in self.held if row not in chosen or not chosen]
+        results = [make_result(row, kind) for row in chosen]
+        outbox.settle(results, keep_bodies=keeps, using="default")
+        for row in chosen:
+            ought = self.rows.get(row.pk)
+            if ought is None or not ought.is_open:
+                continue
+            if kind == "sent":  # in any case
                 self.finish(row.pk)
-        for row, kind in settled:
-            if row.pk not in self.open or kind == "doubtful" or claims[row.pk] != row.claim:
-                continue  # the last: another one has it by now
-            self.leases.pop(row.pk, None)
-            if kind in ("failed", "expired", "suppressed"):
+            elif ought.claim != row.claim:
+                continue  # another one has it by now
+            elif kind == "doubtful":
+                ought.in_doubt = True
+            elif kind in ENDS:
                 self.finish(row.pk)
+            else:
+                ought.claim, ought.is_leased = None, False
+                ought.is_due = kind == "given back"
+                ought.attempts -= kind == "given back"
 
-    @precondition(lambda self: any(self.held.values()))
-    @rule(drain=drains)
-    def kill(self, drain: int) -> None:
-        self.held[drain] = []
+    @precondition(lambda self: self.held)
+    @rule(place=place)
+    def kill(self, place: float) -> None:
+        killed = pick(place, [row.claim for row in self.held])
+        self.held = [row for row in self.held if row.claim != killed]
 
-    @precondition(lambda self: self.leases)
-    @rule(place=some, all_of_them=st.booleans())
-    def end_lease(self, place: float, all_of_them: bool) -> None:
-        pk = self.pick(place, set(self.leases))
-        ended = set(self.leases) if all_of_them else {pk} - {None}
-        OutgoingMessage.objects.filter(pk__in=ended).update(due_at=timezone.now() - AGO)
-        self.leases = {pk: claim for pk, claim in self.leases.items() if pk not in ended}
+    @precondition(lambda self: self.find(is_leased=True))
+    @rule(place=place, is_alone=st.booleans())
+    def end_lease(self, place: float, is_alone: bool) -> None:
+        leased = self.find(is_leased=True)
+        self.end_leases([pick(place, leased)] if is_alone else leased)
 
+    def end_leases(self, pks: list[int]) -> None:
+        OutgoingMessage.objects.filter(pk__in=pks).update(due_at=timezone.now() - HOUR)
+        for pk in pks:
+            self.rows[pk].is_leased = False
+
+    @precondition(lambda self: self.find(is_due=False))
     @rule()
     def become_due(self) -> None:
-        OutgoingMessage.objects.filter(status=Status.QUEUED).update(due_at=timezone.now() - AGO)
+        OutgoingMessage.objects.filter(status=Status.QUEUED).update(due_at=timezone.now() - HOUR)
+        for ought in self.rows.values():
+            ought.is_due = True
 
-    @rule(place=some, kind=st.sampled_from(["Send", "Delivery", "Reject"]))
+    @precondition(lambda self: self.rows)
+    @rule(place=place, kind=st.sampled_from(["Send", "Delivery", "Reject"]))
     def hear_event(self, place: float, kind: str) -> None:
-        pk = self.pick(place, self.open | self.finished)
-        if pk is None:
-            return
+        pk = pick(place, list(self.rows))
         message = OutgoingMessage.objects.get(pk=pk)
         to = list(message.recipients.values_list("address", flat=True))
         mail = make_mail(to, ses_message_id=f"event-{pk}", tag=message.uuid)
@@ -167,52 +237,71 @@ class Outbox(RuleBasedStateMachine):
         )
         assert event is not None
         records.settle(event, using="default")
-        if OutgoingMessage.objects.get(pk=pk).status not in OutgoingMessage.OPEN:
+        if self.rows[pk].is_open:
             self.finish(pk)
 
-    @precondition(lambda self: self.finished)
-    @rule(place=some)
-    def send_again(self, place: float) -> None:
-        pk = self.pick(place, self.finished if place < 0.9 else self.finished | self.open)
+    @precondition(lambda self: self.find(is_open=False))
+    @rule(place=place, is_any=st.booleans())
+    def send_again(self, place: float, is_any: bool) -> None:
+        pk = pick(place, list(self.rows) if is_any else self.find(is_open=False))
         if outbox.send_again(OutgoingMessage.objects.filter(pk=pk)):
-            assert pk in self.finished, "it was about to be sent"
-            self.finished.discard(pk)
-            self.open.add(pk)
+            assert not self.rows[pk].is_open, "it was about to be sent"
             # Who holds it from before may still say that it was sent, but nothing else.
-            self.leases.pop(pk, None)
+            self.rows[pk] = Row(rank=self.rows[pk].rank)
 
-    @precondition(lambda self: self.finished)
-    @rule()
-    def purge(self) -> None:
-        outbox.purge(keep_days=0, keep_bodies_days=0, using="default")
-        self.finished &= set(OutgoingMessage.objects.values_list("pk", flat=True))
+    @rule(place=place, act=st.sampled_from([outbox.cancel, outbox.send_now]))
+    def operate(self, place: float, act: Any) -> None:
+        queued = self.find(is_open=True, claim=None)
+        pks = [pick(place, list(self.rows))] if self.rows else []
+        args = ["no more"] if act is outbox.cancel else []
+        assert act(pks, *args, using="default") == [pk for pk in pks if pk in queued]
+        for pk in set(pks) & set(queued):
+            self.rows[pk].is_due = True
+            if act is outbox.cancel:
+                self.finish(pk)
+
+    @precondition(lambda self: self.rows)
+    @rule(keep_days=st.sampled_from([0, 0, 30]))
+    def purge(self, keep_days: int) -> None:
+        outbox.purge(keep_days=keep_days, keep_bodies_days=0, using="default")
+        left = set(OutgoingMessage.objects.values_list("pk", flat=True))
+        assert left >= set(self.find(**({} if keep_days else {"is_open": True})))
+        self.rows = {pk: ought for pk, ought in self.rows.items() if pk in left}
 
     def finish(self, pk: int) -> None:
-        self.leases.pop(pk, None)
-        self.open.discard(pk)
-        self.finished.add(pk)
+        ought = self.rows[pk]
+        ought.is_open, ought.is_due, ought.is_leased, ought.claim = False, True, False, None
 
     # What always holds
 
     @invariant()
-    def nothing_is_lost(self) -> None:
+    def all_is_as_it_should_be(self) -> None:
         rows = OutgoingMessage.objects.in_bulk()
-        assert set(rows) == self.open | self.finished
+        assert set(rows) == set(self.rows)
+        bodies = set(OutgoingContent.objects.values_list("pk", flat=True))
         waiting = set(
             OutgoingRecipient.objects.filter(status="queued").values_list("message", flat=True)
         )
-        for row in rows.values():
-            if row.pk in self.open:
-                assert row.status in OutgoingMessage.OPEN
-                assert row.content_id is not None
-                assert row.pk in waiting
-                if row.pk in self.leases:
-                    assert (row.status, row.claim) == (Status.SENDING, self.leases[row.pk])
+        for pk, ought in self.rows.items():
+            row = rows[pk]
+            assert row.claim == ought.claim
+            if ought.is_open:
+                assert row.status == (Status.SENDING if ought.claim else Status.QUEUED)
+                assert (row.attempts, row.in_doubt) == (ought.attempts, ought.in_doubt)
+                assert row.content_id in bodies
+                assert pk in waiting
+                if ought.is_leased or not ought.is_due:
                     assert row.lane is None
             else:
                 assert row.status not in OutgoingMessage.OPEN
                 assert row.finished_at is not None
-                assert (row.claim, row.lane, row.turn) == (None, None, None)
+                assert (row.lane, row.turn) == (None, None)
+                if row.status in (Status.FAILED, Status.EXPIRED) and not row.ses_message_id:
+                    assert row.content_id in bodies, "it could not be sent again"
+
+
+def pick(place: float, among: list[Any]) -> Any:
+    return among[round(place * (len(among) - 1))]
 
 
 def make_result(row: OutgoingMessage, kind: str) -> outbox.Result:
@@ -233,7 +322,7 @@ def test_no_sequence_loses_a_row_or_lets_two_drains_hold_it() -> None:
         Outbox,
         settings=settings(
             max_examples=60,
-            stateful_step_count=40,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
