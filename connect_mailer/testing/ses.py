@@ -117,6 +117,12 @@ class Mail:
     tenant: str
     contact_list: str = ""
     topic: str = ""
+    access_key_id: str = ""
+    """Whose call it was."""
+    signed_at: datetime | None = None
+    """When it began, to the second, by the caller's clock."""
+    lost: str = ""
+    """What became of the answer: see ``Fault``."""
 
     @property
     def message(self) -> EmailMessage:
@@ -284,7 +290,9 @@ class LocalSES:
             if fault is not None and (fault.lost == "before" or fault.code or fault.status):
                 return self._break(fault)
             self.account.check_allowed("ses:SendEmail")
-            mail = self._accept(call)
+            mail = self._accept(
+                call, lost=fault.lost if fault else "", **_read_signature(request.headers)
+            )
         except SESError as error:
             with self._lock:
                 if error.message == _TOO_FAST:
@@ -306,7 +314,7 @@ class LocalSES:
             answer, ending=ending, delay_seconds=answer.delay_seconds + fault.delay_seconds
         )
 
-    def _accept(self, call: _Call) -> Mail:
+    def _accept(self, call: _Call, **about: Any) -> Mail:
         """Put a call into the mailbox, or raise what SES would answer."""
         settings = self.settings
         _check(call, settings)
@@ -329,7 +337,9 @@ class LocalSES:
             self._recipients += cost
             self._first = self._first or (now, cost)
             self._last = now
-            mail = Mail(message_id=_message_id(), received_at=datetime.now(UTC), **vars(call))
+            mail = Mail(
+                message_id=_message_id(), received_at=datetime.now(UTC), **vars(call), **about
+            )
             self._mailbox.append(mail)
         return mail
 
@@ -435,6 +445,16 @@ class LocalSES:
 
 
 _TOO_FAST: Final = "Maximum sending rate exceeded."
+
+
+def _read_signature(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Who signed a request, and when; nothing of it is checked."""
+    key = headers.get("authorization", "").partition("Credential=")[2].partition("/")[0]
+    try:
+        signed_at = datetime.strptime(headers.get("x-amz-date", ""), "%Y%m%dT%H%M%S%z")
+    except ValueError:
+        return {"access_key_id": key}
+    return {"access_key_id": key, "signed_at": signed_at}
 
 
 def _parse_send_email(body: bytes) -> _Call:
@@ -573,6 +593,7 @@ def mail_to_json(mail: Mail) -> dict[str, Any]:
     return {
         **vars(mail),
         "received_at": mail.received_at.isoformat(),
+        "signed_at": mail.signed_at and mail.signed_at.isoformat(),
         "mime": base64.b64encode(mail.mime).decode("ascii"),
     }
 
@@ -583,6 +604,7 @@ def mail_from_json(value: dict[str, Any]) -> Mail:
         **{
             **value,
             "received_at": datetime.fromisoformat(value["received_at"]),
+            "signed_at": value["signed_at"] and datetime.fromisoformat(value["signed_at"]),
             "recipients": tuple(value["recipients"]),
             "mime": base64.b64decode(value["mime"]),
         }

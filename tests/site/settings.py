@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from tests.servers import postgres
-from tests.settings import INSTALLED_APPS, TEMPLATES  # noqa: F401
+from tests.settings import INSTALLED_APPS, MIDDLEWARE, STATIC_URL, TEMPLATES  # noqa: F401
 
 SECRET_KEY = "a key for tests only"
 USE_TZ = True
@@ -20,7 +20,8 @@ DATABASES: dict[str, Any] = {"default": {**SERVER, "NAME": os.environ["SITE_DATA
 
 CELERY_BROKER_URL = os.environ.get("SITE_BROKER_URL") or os.environ["SITE_REDIS_URL"]
 
-AWS_ACCESS_KEY_ID = AWS_SECRET_ACCESS_KEY = "test"
+AWS_ACCESS_KEY_ID = os.environ.get("SITE_KEY_ID", "test")
+AWS_SECRET_ACCESS_KEY = "test"
 CONNECT_MAILER = {
     "SES_REGION": "us-east-1",
     "SES_ENDPOINT_URL": os.environ["SITE_SES_URL"],

@@ -2,8 +2,9 @@
 
 Messages are queued all the while; every few seconds something breaks, chosen by the seed. In
 the end each message that ``send_messages()`` accepted must have been sent, or have ended in a
-state that says why; and one that SES accepted twice must have been in flight when a worker was
-killed or suspended, or its answer must have been severed.
+state that says why. That SES accepted a message once more must be explained, message by
+message, by a call of it that was in flight when its worker was killed or suspended (SES had
+accepted it and nobody had written that down), or whose answer SES was told to sever.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import psycopg
 import redis
 
-from connect_mailer.testing.ses import Fault
+from connect_mailer.testing.ses import Fault, Mail
+from connect_mailer.testing.sns import MESSAGE_ID_TAG
 from tests.soak.site import TABLE, Site
 
 WORKERS: Final = 4
-LEASE_SECONDS: Final = 16
+LEASE_SECONDS: Final = 20
 STOP_SECONDS: Final = 30.0
+# What a dead worker had written is read by SES a moment later.
+GRACE_SECONDS: Final = 0.5
 SETTINGS: Final = {
     "MAX_DRAINS": 4,
     "CONCURRENCY": 20,
@@ -38,19 +43,29 @@ SETTINGS: Final = {
     "RETRY_DELAY": 1,
 }
 
+KILLED: Final = "in flight at a kill"
+SUSPENDED: Final = "in flight at a suspension"
+SEVERED: Final = "answer severed"
+
 
 @dataclass(kw_only=True)
 class Journal:
-    """What happened, as far as the account needs it."""
+    """What happened, as far as the account needs it. Messages by the uuid of their row."""
 
     happened: Counter[str] = field(default_factory=Counter)
-    in_flight: set[str] = field(default_factory=set)
-    """Subjects of what was claimed when a worker was killed or suspended."""
-    severed: int = 0
-    """Calls that SES accepted and whose answer it was told to sever, at most."""
     arrived: Counter[str] = field(default_factory=Counter)
-    """How often SES accepted each message, by subject."""
+    """How often SES accepted each message."""
+    unanswered: dict[str, str] = field(default_factory=dict)
+    """Accepted calls whose worker can't know it, by SES's id, and why."""
+    excused: Counter[str] = field(default_factory=Counter)
+    """How many of those there are of each message: so often it may arrive once more."""
     seen: int = 0
+
+    def excuse(self, mail: Mail, why: str) -> None:
+        """A call that was accepted and of which its worker can't know; once for each."""
+        if mail.message_id not in self.unanswered:
+            self.unanswered[mail.message_id] = why
+            self.excused[mail.tags[MESSAGE_ID_TAG]] += 1
 
 
 class Soak:
@@ -60,6 +75,8 @@ class Soak:
         self._site = site
         self._chance = chance
         self._suspended: dict[int, float] = {}
+        self._stopped_at: dict[str, datetime] = {}  # when a worker was suspended, by its key
+        self._recent: list[Mail] = []
         self.journal = Journal()
         self._faults: dict[str, Callable[[], None]] = {
             "worker killed": self._kill,
@@ -68,6 +85,7 @@ class Soak:
             "broker and limiter flushed": self._flush,
             "broker and limiter killed": self._restart_valkey,
             "database connections cut": self._site.terminate_backends,
+            "database crashed and restarted": self._restart_postgres,
             "SES: throttled": self._answer("TooManyRequestsException", times=50),
             "SES: daily quota": self._answer(
                 "TooManyRequestsException", "Daily message quota exceeded.", times=3
@@ -78,9 +96,9 @@ class Soak:
             "SES: 500": self._answer("InternalServiceErrorException", times=40),
             "SES: 503": self._answer("ServiceUnavailable", times=40),
             "SES: message rejected": self._answer("MessageRejected", times=3),
-            "SES: accepted, then reset": self._sever("after", reset=True),
-            "SES: accepted, then closed": self._sever("after"),
-            "SES: answer cut": self._sever("cut"),
+            "SES: accepted, then reset": lambda: self._inject(lost="after", reset=True, times=10),
+            "SES: accepted, then closed": lambda: self._inject(lost="after", times=10),
+            "SES: answer cut": lambda: self._inject(lost="cut", times=10),
             "SES: closed before it was accepted": lambda: self._inject(lost="before", times=10),
             "SES: slow": lambda: self._inject(delay_seconds=6.0, times=20),
         }
@@ -122,7 +140,15 @@ class Soak:
     def _collect(self) -> None:
         mails = self._site.ses.mailbox(since=self.journal.seen)
         self.journal.seen += len(mails)
-        self.journal.arrived.update(str(mail.message["Subject"]) for mail in mails)
+        for mail in mails:
+            self.journal.arrived[mail.tags[MESSAGE_ID_TAG]] += 1
+            if mail.lost:
+                self.journal.excuse(mail, SEVERED)
+            stopped_at = self._stopped_at.get(mail.access_key_id)
+            # Begun before its worker was suspended, and out once that went on.
+            if stopped_at and mail.signed_at and mail.signed_at <= stopped_at < mail.received_at:
+                self.journal.excuse(mail, SUSPENDED)
+        self._recent = [*self._recent, *mails][-50_000:]
 
     # Faults
 
@@ -130,29 +156,39 @@ class Soak:
         awake = [number for number in range(WORKERS) if number not in self._suspended]
         return self._chance.choice(awake)
 
-    def _note_flight(self) -> None:
-        self.journal.in_flight |= self._site.find_sending()
+    def _note_flight(self, number: int, why: str) -> None:
+        """What SES accepted from a worker, which runs no more, and nobody has written down."""
+        time.sleep(GRACE_SECONDS)
+        self._collect()
+        key = self._site.keys[number]
+        calls = [mail for mail in self._recent if mail.access_key_id == key]
+        unsettled = self._site.find_unsettled([mail.tags[MESSAGE_ID_TAG] for mail in calls])
+        for mail in calls:
+            if mail.tags[MESSAGE_ID_TAG] in unsettled:
+                self.journal.excuse(mail, why)
 
     def _kill(self) -> None:
-        number = self._choose()
-        # Before and after: what is claimed in between is in one of the two.
-        self._note_flight()
-        self._site.tell(number, signal.SIGKILL)
-        self._note_flight()
-        self._site.end(number, signal.SIGKILL, seconds=STOP_SECONDS)
+        self._end(self._choose(), signal.SIGKILL)
 
     def _stop(self) -> None:
-        if not self._site.end(self._choose(), signal.SIGTERM, seconds=STOP_SECONDS):
+        self._end(self._choose(), signal.SIGTERM)
+
+    def _end(self, number: int, what: signal.Signals) -> None:
+        if not self._site.end(number, what, seconds=STOP_SECONDS):
             self.journal.happened["worker that did not stop in time"] += 1
+            what = signal.SIGKILL
+        if what == signal.SIGKILL:
+            self._note_flight(number, KILLED)
+        self._site.replace(number)
 
     def _suspend(self) -> None:
         if len(self._suspended) >= WORKERS - 2:
             return
         number = self._choose()
-        self._note_flight()
         self._site.tell(number, signal.SIGSTOP)
-        self._note_flight()
+        self._stopped_at[self._site.keys[number]] = datetime.now(UTC)
         self._suspended[number] = time.monotonic() + LEASE_SECONDS + 4
+        self._note_flight(number, SUSPENDED)
 
     def _flush(self) -> None:
         with redis.Redis.from_url(self._site.redis_url) as client:
@@ -163,75 +199,77 @@ class Soak:
         self._rest(3.0)
         self._site.start_valkey()
 
+    def _restart_postgres(self) -> None:
+        self._site.restart_postgres(lambda: self._rest(2.0))
+
     def _inject(self, **values: object) -> None:
         self._site.ses.inject(Fault(**values))  # type: ignore[arg-type]
 
     def _answer(self, code: str, message: str = "As told.", *, times: int) -> Callable[[], None]:
         return lambda: self._inject(code=code, message=message, times=times)
 
-    def _sever(self, lost: str, *, reset: bool = False) -> Callable[[], None]:
-        def sever() -> None:
-            self.journal.severed += 10
-            self._inject(lost=lost, reset=reset, times=10)
-
-        return sever
-
 
 def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool) -> bool:
     """Print what became of every message; return whether the promise held."""
     accepted = {f"m{line[1:]}" for line in lines if line.startswith("+")}
-    doubtful = {f"m{line[1:]}" for line in lines if line.startswith("?")}
+    refused = {f"m{line[1:]}" for line in lines if line.startswith("?")}
     rows = {
-        subject: (status, error)
-        for subject, status, error in site.ask(f"SELECT subject, status, last_error FROM {TABLE}")
+        subject: (str(uuid), status, error)
+        for subject, uuid, status, error in site.ask(
+            f"SELECT subject, uuid, status, last_error FROM {TABLE}"
+        )
     }
-    states = Counter(rows[subject][0] for subject in accepted if subject in rows)
-    unexplained = [
+    subjects = {uuid: subject for subject, (uuid, _, _) in rows.items()}
+    arrived = {subjects.get(uuid, uuid): number for uuid, number in journal.arrived.items()}
+    states = Counter(rows[subject][1] for subject in accepted if subject in rows)
+    lost = [
         subject
         for subject in accepted
-        if not journal.arrived[subject]
-        and not (subject in rows and rows[subject][0] in ("failed", "expired") and rows[subject][1])
+        if subject not in arrived
+        and not (subject in rows and rows[subject][1] in ("failed", "expired") and rows[subject][2])
     ]
-    unsaid = [
-        subject
-        for subject in accepted
-        if journal.arrived[subject] and rows.get(subject, ("lost", ""))[0] != "sent"
-    ]
-    twice = {subject: count - 1 for subject, count in journal.arrived.items() if count > 1}
-    elsewhere = sum(count for subject, count in twice.items() if subject not in journal.in_flight)
-    stranger = set(journal.arrived) - accepted - doubtful
+    unsaid = [subject for subject in arrived if rows.get(subject, ("", ""))[1] != "sent"]
+    again = {uuid: number - 1 for uuid, number in journal.arrived.items() if number > 1}
+    unexplained = {
+        subjects.get(uuid, uuid): number - journal.excused[uuid]
+        for uuid, number in again.items()
+        if number > journal.excused[uuid]
+    }
+    strangers = set(arrived) - accepted - refused
+    reasons = Counter(journal.unanswered.values())
+    stats = site.ses.stats()
     held = {
         "nothing is open any more": is_settled,
-        "each accepted message was sent, or says why not": not unexplained,
+        "each accepted message was sent, or says why not": not lost,
         "each that SES accepted is `sent`": not unsaid,
-        "nothing was sent that nobody queued": not stranger,
-        "twice: only what was in flight at a kill, or whose answer was severed": (
-            elsewhere <= journal.severed
-        ),
+        "nothing was sent that nobody queued": not strangers,
+        "twice: only a call in flight at a kill or suspension, or severed": not unexplained,
+        "never faster than the account allows": stats.throttled == 0,
     }
     print("\nWhat happened")
     for name, count in sorted(journal.happened.items()):
         print(f"  {count:6,}  {name}")
     print("\nThe account")
+    how_often = Counter(journal.arrived.values())
     for name, number in (
         ("accepted by send_messages()", len(accepted)),
-        ("refused with an error (database gone)", len(doubtful)),
+        ("refused by it with an error (database gone)", len(refused)),
+        ("accepted by SES, messages", len(arrived)),
         ("accepted by SES, calls", journal.arrived.total()),
-        ("accepted by SES, messages", len(journal.arrived)),
-        ("accepted by SES more than once", sum(twice.values())),
-        ("  of these not in flight at a kill", elsewhere),
-        ("in flight at kills and suspensions", len(journal.in_flight)),
-        ("answers severed, at most", journal.severed),
+        *((f"  messages that arrived {often} x", n) for often, n in sorted(how_often.items())),
+        ("accepted by SES once more", sum(again.values())),
+        ("in doubt: accepted, and the worker can't know it", len(journal.unanswered)),
+        *((f"  {why}", count) for why, count in sorted(reasons.items())),
         *((f"rows {state}", count) for state, count in sorted(states.items())),
-        ("lost", len(unexplained)),
+        ("lost", len(lost)),
     ):
         print(f"  {number:9,}  {name}")
     print()
     for name, is_so in held.items():
         print(f"  {'held' if is_so else 'BROKEN':<7} {name}")
-    for name, subjects in (("lost", unexplained), ("not `sent`", unsaid)):
-        for subject in subjects[:5]:
-            print(f"  {name}: {subject} {rows.get(subject)}")
+    for name, found in (("lost", lost), ("not `sent`", unsaid), ("twice", list(unexplained))):
+        for subject in found[:5]:
+            print(f"  {name}: {subject} {rows.get(subject)} {arrived.get(subject)}")
     return all(held.values())
 
 

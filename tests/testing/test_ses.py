@@ -73,6 +73,8 @@ def test_what_is_accepted_is_in_the_mailbox(ses: LocalSES) -> None:
     )
     assert (mail.mime, mail.message["Subject"], dict(mail.tags)) == (MIME, "Hi", {"a": "1"})
     assert (mail.configuration_set, mail.tenant) == ("set", "tenant")
+    assert (mail.access_key_id, mail.lost) == ("test", "")
+    assert mail.signed_at is not None
     assert ses.stats().recipients == 2
 
 
