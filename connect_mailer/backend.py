@@ -12,9 +12,10 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import Error, transaction
 
-from connect_mailer import tasks
+from connect_mailer import tasks, telemetry
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import DeliveryError, InvalidAddress, InvalidMessage, MessagesRefused
+from connect_mailer.logs import mask
 from connect_mailer.models import MAX_RECIPIENTS, OutgoingMessage
 from connect_mailer.optout import headers as optout_headers
 from connect_mailer.sending import envelope, log_mail, outbox
@@ -102,7 +103,8 @@ class ConnectMailerBackend(_Backend):
             return 0
         drafts, errors = self._read(messages)
         try:
-            queued = self._queue(drafts, errors, using)
+            with telemetry.queueing(len(drafts)):
+                queued = self._queue(drafts, errors, using)
         except Error:
             if not self.fail_silently:
                 raise
@@ -116,7 +118,7 @@ class ConnectMailerBackend(_Backend):
             if not self.fail_silently:
                 raise refused from errors[0][1]
             with log_mail.at_work():
-                logger.error("%s", refused)
+                logger.error("%s", mask(refused))
         return queued
 
     def _queue(
@@ -192,7 +194,7 @@ class SESBackend(_Backend):
         except DeliveryError as error:
             if not self.fail_silently:
                 raise
-            logger.error("SES did not take a message: %s", error)
+            logger.error("SES did not take a message: %s", mask(error))
         if errors and not self.fail_silently:
             raise MessagesRefused(errors, accepted=sent, total=len(messages)) from errors[0][1]
         return sent

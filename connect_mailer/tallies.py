@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from django.conf import settings
@@ -18,6 +19,7 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from connect_mailer import telemetry
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import Tally
 
@@ -56,6 +58,22 @@ def count(rows: Iterable[Tally], *, using: str) -> None:
         row.at = DatabaseNow()
     if counted:
         Tally.objects.using(using).bulk_create(counted)
+        sums = (row for row in counted if not row.domain)
+        tell_metrics(
+            ((name, row.stream, getattr(row, name)) for row in sums for name in COUNTS),
+            using=using,
+        )
+
+
+def tell_metrics(counts: Iterable[tuple[str, str, int]], *, using: str) -> None:
+    """Raise metrics, by name (``counters``) and stream, once this is committed."""
+    if not telemetry.has_metrics():
+        return
+    sums = Counter[tuple[str, str]]()
+    for name, stream, number in counts:
+        sums[name, stream] += number
+    if sums := +sums:
+        transaction.on_commit(partial(telemetry.add, sums), using=using, robust=True)
 
 
 def fold(*, using: str) -> None:

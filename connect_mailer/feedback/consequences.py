@@ -11,6 +11,7 @@ from django.utils import timezone
 from connect_mailer.conf import conf
 from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
+from connect_mailer.logs import make_extra
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
 logger = logging.getLogger(__name__)
@@ -79,5 +80,11 @@ def _count_soft_bounces(event: Event) -> None:
         )
         if is_new:
             logger.info(
-                "Not written to any more: %s (%d soft bounces)", conf.hash_address(address), limit
+                "Not written to any more: %s (%d soft bounces)",
+                conf.hash_address(address),
+                limit,
+                extra=make_extra(
+                    {"source": Unsubscribe.Source.BOUNCE.value, "ses_id": event.ses_message_id},
+                    recipients=[address],
+                ),
             )

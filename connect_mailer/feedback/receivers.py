@@ -18,6 +18,7 @@ from django.apps import apps
 from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
+from connect_mailer.logs import make_extra
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def suppress(
             type(instance).__name__,
             instance.pk,
             conf.hash_address(instance.address),
+            extra=make_extra({"ses_id": instance.mail_id}, recipients=[instance.address]),
         )
         return
     batch = _batch.get()
@@ -101,6 +103,7 @@ def follow_subscription(event: Event) -> None:
                 conf.hash_address(address),
                 "opted out of" if is_left else "came back to",
                 mailing_list or "all mail",
+                extra=make_extra({"event": event.kind, "source": "user"}, recipients=[address]),
             )
 
 
@@ -126,6 +129,10 @@ def suppress_all(event: Event) -> None:
                 "%s is not about a recipient of the mail: nobody is unsubscribed (%s)",
                 event.kind,
                 conf.hash_address(recipient.address),
+                extra=make_extra(
+                    {"event": event.kind, "ses_id": event.ses_message_id},
+                    recipients=[recipient.address],
+                ),
             )
         else:
             wanted[address, source] = None
@@ -189,7 +196,7 @@ def _find_recipients(ses_message_id: str) -> frozenset[str]:
 def _suppress(address: str, source: str) -> None:
     _row, is_new = Unsubscribe.objects.suppress(address, source)
     if is_new:
-        logger.info("Not written to any more: %s (%s)", conf.hash_address(address), source)
+        _log_suppressed(address, source)
 
 
 def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
@@ -199,7 +206,16 @@ def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
         return
     Unsubscribe.objects.add_all(missing)
     for address, source, _list in missing:
-        logger.info("Not written to any more: %s (%s)", conf.hash_address(address), source)
+        _log_suppressed(address, source)
+
+
+def _log_suppressed(address: str, source: str) -> None:
+    logger.info(
+        "Not written to any more: %s (%s)",
+        conf.hash_address(address),
+        source,
+        extra=make_extra({"source": source}, recipients=[address]),
+    )
 
 
 if "django_bouncy" in apps.app_configs:

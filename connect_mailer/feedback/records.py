@@ -23,6 +23,7 @@ from connect_mailer.conf import conf
 from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
 from connect_mailer.feedback.sns import Notification
+from connect_mailer.logs import make_extra
 from connect_mailer.models import (
     MAX_RECIPIENTS,
     MessageEvent,
@@ -371,7 +372,12 @@ def _settle_sent(message: OutgoingMessage, event: Event, using: str) -> bool:
     if conf.keep_bodies_days == 0:
         OutgoingContent.objects.release(OutgoingMessage.objects.using(using).filter(pk=message.pk))
     _announce(signals.message_sent, message, using)
-    logger.info("Message %s was sent, as an event of SES says: %s", message.pk, event.kind)
+    logger.info(
+        "Message %s was sent, as an event of SES says: %s",
+        message.pk,
+        event.kind,
+        extra=_describe_for_log(message, event),
+    )
     return True
 
 
@@ -391,7 +397,21 @@ def _settle_rejected(message: OutgoingMessage, event: Event, using: str) -> None
     )
     count([Tally(stream=message.stream, failed=1)], using=using)
     _announce(signals.message_failed, message, using)
-    logger.warning("Message %s was rejected by SES", message.pk)
+    logger.warning(
+        "Message %s was rejected by SES", message.pk, extra=_describe_for_log(message, event)
+    )
+
+
+def _describe_for_log(message: OutgoingMessage, event: Event) -> dict[str, object]:
+    return make_extra(
+        {
+            "id": message.pk,
+            "stream": message.stream,
+            "ses_id": message.ses_message_id,
+            "event": event.kind,
+        },
+        recipients=event.destination,
+    )
 
 
 def _finish(message: OutgoingMessage, now: datetime, using: str) -> None:

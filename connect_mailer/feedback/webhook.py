@@ -31,6 +31,7 @@ from connect_mailer.exceptions import (
     NotificationUndecided,
 )
 from connect_mailer.feedback import consequences, events, receivers, records, sns
+from connect_mailer.logs import make_extra
 from connect_mailer.models import NotificationReceipt
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,16 @@ def endpoint(request: HttpRequest) -> HttpResponse:
     try:
         status = _HANDLERS[notification.type](notification, request)
     except NotificationUndecided as error:
-        logger.warning("Notification not decided, SNS shall try again: %s", error)
+        logger.warning(
+            "Notification not decided, SNS shall try again: %s",
+            error,
+            extra=_describe(notification),
+        )
         return _answer(503, "Try again")
     except Exception:
-        logger.exception("Notification not taken, SNS shall try again")
+        logger.exception(
+            "Notification not taken, SNS shall try again", extra=_describe(notification)
+        )
         return _answer(503, "Try again")
     if status == 404:
         raise Http404
@@ -136,7 +143,11 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
             if event is None:
                 records.make_receipt(notification, using=using)
                 _signal_notification(notification, request)
-                logger.info("Notification %s is not about mail", _quote(notification.message_id))
+                logger.info(
+                    "Notification %s is not about mail",
+                    _quote(notification.message_id),
+                    extra=_describe(notification),
+                )
                 return 200
             listening = {receiver[0][0] for receiver in signals.feedback.receivers}
             if listening <= {receivers.DISPATCH_UID} and records.can_take_at_once(
@@ -167,7 +178,11 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
     except IntegrityError:
         if not records.is_taken(notification, using=using):
             raise
-        logger.info("Notification %s was taken before", _quote(notification.message_id))
+        logger.info(
+            "Notification %s was taken before",
+            _quote(notification.message_id),
+            extra=_describe(notification, event),
+        )
         return 200
     if event.kind in events.WRITTEN or event.kind in events.SILENT:
         logger.info(
@@ -175,12 +190,14 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
             _quote(notification.message_id),
             event.kind,
             len(event.recipients),
+            extra=_describe(notification, event),
         )
     else:
         logger.warning(
             "Notification %s has an unknown type of event: %s",
             _quote(notification.message_id),
             _quote(event.kind),
+            extra=_describe(notification, event),
         )
     return 200
 
@@ -191,6 +208,7 @@ def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
         logger.warning(
             "A subscription of %s waits to be confirmed; set BOUNCY_AUTO_SUBSCRIBE for that",
             notification.topic_arn,
+            extra=_describe(notification),
         )
         return 404
     return confirm(notification)
@@ -214,7 +232,11 @@ def confirm(notification: sns.Notification) -> int:
         signals.subscription.send(
             sender="bouncy_approve_subscription", result=result, notification=notification.data
         )
-    logger.info("The subscription of %s is confirmed", notification.topic_arn)
+    logger.info(
+        "The subscription of %s is confirmed",
+        notification.topic_arn,
+        extra=_describe(notification),
+    )
     return 200
 
 
@@ -235,6 +257,7 @@ def _unsubscribe(notification: sns.Notification, request: HttpRequest) -> int:
         "The subscription of %s was ended: no bounce or complaint comes back any more until "
         "it is subscribed again",
         notification.topic_arn,
+        extra=_describe(notification),
     )
     return 200
 
@@ -292,6 +315,21 @@ def _log_topic(topic_arn: str, *, is_any_set: bool) -> None:
         "It is not in BOUNCY_TOPIC_ARN."
         if is_any_set
         else "BOUNCY_TOPIC_ARN is empty, so all are refused; take the ARN from the AWS console.",
+    )
+
+
+def _describe(
+    notification: sns.Notification, event: events.Event | None = None
+) -> dict[str, object]:
+    if event is None:
+        return make_extra({"notification": notification.message_id})
+    return make_extra(
+        {
+            "notification": notification.message_id,
+            "event": event.kind,
+            "ses_id": event.ses_message_id,
+        },
+        recipients=(recipient.address for recipient in event.recipients),
     )
 
 

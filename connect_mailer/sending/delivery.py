@@ -25,6 +25,7 @@ from uuid import UUID
 from billiard import current_process
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
 
+from connect_mailer import telemetry
 from connect_mailer.conf import CALL_SECONDS, conf
 from connect_mailer.exceptions import (
     AccountProblem,
@@ -35,6 +36,7 @@ from connect_mailer.exceptions import (
     SenderDenied,
     Throttled,
 )
+from connect_mailer.logs import make_extra, mask
 from connect_mailer.models import (
     MESSAGE_ID_TAG,
     OutgoingContent,
@@ -164,7 +166,7 @@ class Outages:
     def begin(self, name: str, text: str) -> None:
         if name not in self._names:
             self._names.add(name)
-            logger.error("%s", text)
+            logger.error("%s", mask(text))
 
     def end(self, name: str) -> None:
         if name in self._names:
@@ -493,6 +495,7 @@ class Drain:
             self._lose_limiter(error)
             return Reservation(granted=0, wait_seconds=OUTAGE_SECONDS, interval_seconds=0.0)
         outages.end("limiter")
+        telemetry.note_wait(reservation.wait_seconds)
         return reservation
 
     def _tell_limiter(self, tell: Callable[[], None]) -> None:
@@ -598,6 +601,14 @@ class Drain:
                 outcomes.append(envelope)
                 continue
             status, error = end
+            logger.log(
+                logging.ERROR if status == Status.FAILED else logging.INFO,
+                "Row %s is not sent, it is %s. %s",
+                row.pk,
+                status,
+                mask(error),
+                extra=_describe(row),
+            )
             outcomes.append(outbox.Ended.of(row, status=status, error=error))
         return outcomes
 
@@ -680,7 +691,15 @@ class Drain:
         if slot.lease_ends_at - self._clock() < self._call_seconds:
             # This process was suspended or starved, and the row may be another's by now.
             raise NotStarted
-        return self._transport.send(slot.envelope)
+        claimed_at = slot.lease_ends_at - self._lease_seconds
+        with telemetry.delivering(
+            slot.envelope.tags,
+            waited_seconds=self._clock() - claimed_at,
+            uuid=slot.envelope.tags[MESSAGE_ID_TAG],
+            stream=slot.stream,
+            attempt=slot.attempts,
+        ):
+            return self._transport.send(slot.envelope)
 
     def _take(self, slot: Slot, answer: str | BaseException) -> None:
         """Turn an answer into what becomes of the row."""
@@ -689,7 +708,13 @@ class Drain:
         result: outbox.Result
         if isinstance(answer, str):
             result = outbox.Sent.of(slot, ses_message_id=answer)
-            logger.info("Sent row %s as %s.", slot.pk, result.ses_message_id)
+            if logger.isEnabledFor(logging.INFO):
+                logger.info(
+                    "Sent row %s as %s.",
+                    slot.pk,
+                    result.ses_message_id,
+                    extra=_describe(slot, ses_message_id=result.ses_message_id),
+                )
             self.sent += 1
             self._denied.clear()
             outages.end("account")
@@ -700,8 +725,9 @@ class Drain:
     def _judge(self, slot: Slot | OutgoingMessage, error: BaseException) -> outbox.Result:
         if isinstance(error, NotStarted):
             return self._postpone(slot)
+        extra = _describe(slot, error=error)
         if isinstance(error, Throttled):
-            logger.warning("Throttled at row %s: %s", slot.pk, error)
+            logger.warning("Throttled at row %s: %s", slot.pk, mask(error), extra=extra)
             if self._limiter:
                 self._tell_limiter(self._limiter.slow_down)
             # Sooner than the drain would end for want of work.
@@ -710,10 +736,10 @@ class Drain:
             self._pause(str(error))
             return self._postpone(slot, str(error))
         if isinstance(error, InDoubt):
-            logger.warning("Row %s is in doubt: %s", slot.pk, error)
+            logger.warning("Row %s is in doubt: %s", slot.pk, mask(error), extra=extra)
             return outbox.Doubtful.of(slot, error=str(error))
         if isinstance(error, Rejected) or slot.attempts >= self._max_attempts:
-            logger.error("Row %s failed: %s", slot.pk, error)
+            logger.error("Row %s failed: %s", slot.pk, mask(error), extra=extra)
             return outbox.Ended.of(slot, status=Status.FAILED, error=str(error))
         if isinstance(error, SenderDenied):
             self._denied.add(slot.sender)
@@ -727,8 +753,9 @@ class Drain:
             "Row %s goes back after attempt %d: %s",
             slot.pk,
             slot.attempts,
-            text,
+            mask(text),
             exc_info=None if isinstance(error, DeliveryError) else error,
+            extra=extra,
         )
         spread = random.uniform(0.8, 1.2)  # noqa: S311 - so that they don't come back at once
         return outbox.Postponed.of(slot, delay_seconds=delay * spread, error=text, counts=True)
@@ -772,5 +799,26 @@ class Drain:
             if now + OUTAGE_SECONDS < lease_ends_at:
                 kept.append((result, lease_ends_at))
             else:
-                logger.error("Row %s could not be settled: %s", result.pk, result)
+                logger.error(
+                    "Row %s could not be settled: %s",
+                    result.pk,
+                    result,
+                    extra=make_extra({"id": result.pk, "stream": result.stream}),
+                )
         self._results = kept
+
+
+def _describe(
+    row: Slot | OutgoingMessage, *, ses_message_id: str = "", error: BaseException | None = None
+) -> dict[str, object]:
+    """For the log: which row a record is about."""
+    return make_extra(
+        {
+            "id": row.pk,
+            "stream": row.stream,
+            "attempt": row.attempts,
+            "ses_id": ses_message_id,
+            "error": type(error).__name__ if error else "",
+        },
+        recipients=row.envelope.recipients if isinstance(row, Slot) else (),
+    )

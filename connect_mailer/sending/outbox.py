@@ -33,7 +33,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Greatest
 
-from connect_mailer import signals
+from connect_mailer import signals, telemetry
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import (
     MAX_RECIPIENTS,
@@ -47,7 +47,7 @@ from connect_mailer.models import (
 )
 from connect_mailer.sending import bulk
 from connect_mailer.sending.envelope import Draft, Recipient
-from connect_mailer.tallies import count
+from connect_mailer.tallies import count, tell_metrics
 
 _M = TypeVar("_M", bound=Model)
 
@@ -111,13 +111,16 @@ def store_unless_suppressed(frozen: Frozen, *, using: str) -> bool:
     # One statement is a transaction of its own; it must not end that of the caller.
     is_alone = connections[using].get_autocommit()
     with nullcontext() if is_alone else transaction.atomic(using=using):
-        return bulk.insert_message(
+        is_stored = bulk.insert_message(
             content,
             message,
             [_make_recipient(message, recipient) for recipient in recipients],
             unless=[recipient.address.key for recipient in recipients],
             using=using,
         )
+    if is_stored:
+        tell_metrics([("queued", message.stream, 1)], using=using)
+    return is_stored
 
 
 def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
@@ -148,6 +151,8 @@ def store(batch: Sequence[Frozen], *, using: str) -> list[OutgoingMessage]:
             ),
             using=using,
         )
+        queued = (row for row in messages if row.status == Status.QUEUED)
+        tell_metrics((("queued", row.stream, 1) for row in queued), using=using)
     return messages
 
 
@@ -199,7 +204,8 @@ def _make_row(draft: Draft, now: Any, **fields: Any) -> OutgoingMessage:
         sender=draft.sender.spec,
         subject=subject[:255],
         mailing_list=options.mailing_list,
-        tags=dict(draft.tags),
+        # A trace that the caller names itself is left as it is.
+        tags={**telemetry.get_trace_tags(), **draft.tags},
         **fields,
     )
 
@@ -475,8 +481,10 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
                 attempts=lambda result: F("attempts") - (0 if result.counts else 1),
                 last_error=lambda result: Value(result.error[:_MAX_ERROR]),
             )
+        doubtful = [result for result in results if isinstance(result, Doubtful)]
+        tell_metrics((("in_doubt", result.stream, 1) for result in doubtful), using=using)
         _update(
-            [result for result in results if isinstance(result, Doubtful)],
+            doubtful,
             using,
             in_doubt=True,
             last_error=lambda result: Value(result.error[:_MAX_ERROR]),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from connect_mailer import telemetry
 from connect_mailer.exceptions import (
     AccountProblem,
     DeliveryError,
@@ -210,20 +211,23 @@ class SESClient:
             extra["ListManagementOptions"] = {"ContactListName": self._contact_list} | (
                 {"TopicName": envelope.topic} if envelope.topic else {}
             )
-        answer = self._call(
-            lambda client: (self._send_email or self._choose(client))(
-                # No FromEmailAddress: with raw content SES writes it over the message's own
-                # From, display name and all. The envelope's sender is SES's own anyway.
-                # All recipients, whatever their kind: who sees whom is in the headers.
-                Destination={"ToAddresses": list(envelope.recipients)},
-                Content={"Raw": {"Data": envelope.mime}},
-                EmailTags=[{"Name": name, "Value": value} for name, value in envelope.tags.items()],
-                **extra,
+        with telemetry.calling_ses():
+            answer = self._call(
+                lambda client: (self._send_email or self._choose(client))(
+                    # No FromEmailAddress: with raw content SES writes it over the message's own
+                    # From, display name and all. The envelope's sender is SES's own anyway.
+                    # All recipients, whatever their kind: who sees whom is in the headers.
+                    Destination={"ToAddresses": list(envelope.recipients)},
+                    Content={"Raw": {"Data": envelope.mime}},
+                    EmailTags=[
+                        {"Name": name, "Value": value} for name, value in envelope.tags.items()
+                    ],
+                    **extra,
+                )
             )
-        )
-        if not answer.get("MessageId"):
-            raise InDoubt("SES answered 200 without a message id.")
-        return str(answer["MessageId"])
+            if not answer.get("MessageId"):
+                raise InDoubt("SES answered 200 without a message id.")
+            return str(answer["MessageId"])
 
     def get_account(self) -> Account:
         """Ask for the account's limits.
