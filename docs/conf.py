@@ -46,6 +46,8 @@ highlight_language = "python"
 nitpicky = True
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["narrow.css"]
 html_title = f"connect_mailer {release}"
 html_copy_source = False
 html_show_sphinx = False
@@ -66,6 +68,14 @@ def describe_column(field: "Field[Any, Any]") -> str:
     return f"* ``{field.attname}``: {'; '.join(part for part in parts if part)}"
 
 
+def keep_colons(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Napoleon takes what stands before a colon in the first line for the type of a value."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # a comment that is empty
+
+
 def hide_arguments(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str] | None:
@@ -75,4 +85,5 @@ def hide_arguments(
 
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", add_columns)
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", hide_arguments)
