@@ -24,6 +24,9 @@ from connect_mailer.exceptions import InvalidAddress
 # its angle brackets.
 MAX_LOCAL_OCTETS = 64
 MAX_ADDRESS_OCTETS = 254
+# Characters that are looked at, with a display name: more don't fit on a line of a header.
+# Source: RFC 5322, section 2.1.1.
+MAX_TEXT_LENGTH = 998
 
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
@@ -64,6 +67,8 @@ def parse(text: object) -> Address:
         InvalidAddress: not exactly one mailbox, or a domain that has no ASCII form.
     """
     value = str(text).strip()
+    if len(value) > MAX_TEXT_LENGTH:
+        raise InvalidAddress(f"{value[:50]!r}… is too long for an address")
     if _PLAIN.fullmatch(value):
         display_name = ""
         local, _, domain = value.rpartition("@")
@@ -97,7 +102,14 @@ def _parse_mailbox(value: str) -> tuple[str, str, str]:
         # Of text that is cut off, the parts fail only when they are read.
         display_name, domain = mailbox.display_name or "", mailbox.domain
         local: str | None = mailbox.local_part
-    except (HeaderParseError, IndexError, AttributeError, TypeError, ValueError) as error:
+    except (
+        HeaderParseError,
+        IndexError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        RecursionError,  # comments in comments
+    ) as error:
         raise InvalidAddress(f"{value!r} is not an address such as name@example.com") from error
     if rest:
         raise InvalidAddress(f"{value!r} is not one address: {rest!r} is left over")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from connect_mailer.exceptions import InvalidAddress
 MAX_RECIPIENTS = 50
 
 MAX_ADDRESS_LENGTH = 320
+MAX_DETAIL_LENGTH = 500
 
 # The message tag that carries a row's uuid through SES, so that SES's own events name it.
 MESSAGE_ID_TAG = "connect-mailer-id"
@@ -95,11 +97,19 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         rows = self.using(router.db_for_write(self.model)).filter(address__in=keys)
         return set(rows.values_list("address", "source", "mailing_list"))
 
-    def add_all(self, keys: Collection[UnsubscribeKey]) -> None:
+    def add_all(
+        self,
+        keys: Collection[UnsubscribeKey],
+        *,
+        details: Mapping[str, str] | None = None,
+        expires_at: datetime | None = None,
+    ) -> None:
         """Add these rows, in one insert; one that is there by now is left alone.
 
-        Addresses are normalised ones. Users of the site who have them are linked.
+        Addresses are normalised ones; ``details`` are by address. Users of the site who have
+        them are linked.
         """
+        details = details or {}
         users = find_user_ids({address for address, _source, _list in keys})
         self.bulk_create(
             [
@@ -108,6 +118,8 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
                     source=source,
                     mailing_list=mailing_list,
                     user_id=users.get(address),
+                    detail=details.get(address, "")[:MAX_DETAIL_LENGTH],
+                    expires_at=expires_at,
                 )
                 # In one order for all, or two who add the same two could block each other.
                 for address, source, mailing_list in sorted(keys)
@@ -209,7 +221,9 @@ class Unsubscribe(models.Model):
     # Why, in the words of whoever said so: a server's diagnostic code, the type of a complaint.
     # The database knows the default too: code of the version before this one writes rows
     # while a site is being upgraded.
-    detail = models.CharField(_("detail"), max_length=500, blank=True, default="", db_default="")
+    detail = models.CharField(
+        _("detail"), max_length=MAX_DETAIL_LENGTH, blank=True, default="", db_default=""
+    )
     # When `purge` forgets it; empty: never.
     expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)

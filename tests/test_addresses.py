@@ -72,6 +72,14 @@ def test_refuses_what_is_not_one_mailbox(text: object) -> None:
     assert repr(str(text).strip()) in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["(" * 900, "(" * 100_000, '"' * 998, "x" * 100_000 + "@x.y"])
+def test_what_strangers_write_neither_ends_the_recursion_nor_the_day(text: str) -> None:
+    with pytest.raises(InvalidAddress) as caught:
+        addresses.parse(text)
+
+    assert len(str(caught.value)) < 3000
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from connect_mailer import tasks
 from connect_mailer.conf import conf
-from connect_mailer.feedback import consequences, events
+from connect_mailer.feedback import consequences, events, receivers
 from connect_mailer.health import guard
 from connect_mailer.models import (
     MessageEvent,
@@ -154,21 +157,27 @@ def _write(status: str, reason: str = "", days: float = 0, address: str = "a@exa
     )
 
 
-def _bounce(bounce_type: str = "Transient", subtype: str = "General") -> None:
+def _bounce(
+    bounce_type: str = "Transient",
+    subtype: str = "General",
+    addresses: Sequence[str] = ("a@example.org",),
+) -> None:
     event = events.read(
         {
             "notificationType": "Bounce",
-            "mail": {"messageId": "x", "destination": ["a@example.org"]},
+            "mail": {"messageId": "x", "destination": [*addresses]},
             "bounce": {
                 "bounceType": bounce_type,
                 "bounceSubType": subtype,
                 "bouncedRecipients": [
-                    {"emailAddress": "a@example.org", "diagnosticCode": "smtp; 452 full"}
+                    {"emailAddress": address, "diagnosticCode": "smtp; 452 full"}
+                    for address in addresses
                 ],
             },
         }
     )
     assert event
+    receivers.suppress_all(event)
     consequences.follow(event)
 
 
@@ -214,6 +223,21 @@ def test_who_is_written_to_all_the_same(
         _write(*(between if number == 2 else ("bounced", SOFT)))
     _bounce(subtype=subtype)
     assert not Unsubscribe.objects.exists()
+
+
+def test_many_who_bounce_cost_as_many_queries_as_one(django_assert_num_queries: Any) -> None:
+    many = [f"{number}@example.org" for number in range(20)]
+    for address in ["a@example.org", *many]:
+        for _ in range(5):
+            _write("bounced", SOFT, address=address)
+    Unsubscribe.objects.suppress("0@example.org", "bounce", detail="hard")
+    with CaptureQueriesContext(connection) as queries:
+        _bounce()
+    with django_assert_num_queries(len(queries)):
+        _bounce(addresses=many)
+    assert Unsubscribe.objects.filter(expires_at__isnull=False).count() == 20
+    # Who is left out for good stays so.
+    assert Unsubscribe.objects.get(detail="hard").expires_at is None
 
 
 def test_a_hard_bounce_lasts_and_says_why() -> None:

@@ -24,6 +24,7 @@ from connect_mailer.account.findings import Finding, error, note, ok, warning
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import ConfigurationError
+from connect_mailer.feedback import subscriptions
 from connect_mailer.models import Lease, OutgoingMessage
 from connect_mailer.optout.headers import unsubscribe_url
 from connect_mailer.sending import leases, outbox
@@ -50,6 +51,7 @@ def examine_quickly() -> Iterator[Finding]:
     """Settings, the queue, what is paused, and whether a worker sweeps."""
     yield from _examine_settings()
     yield from _examine_queue()
+    yield from _examine_subscriptions()
 
 
 def examine_site() -> Iterator[Finding]:
@@ -123,6 +125,19 @@ def _examine_queue() -> Iterator[Finding]:
             "Start a Celery worker of this site that takes the queue; it sweeps by itself. "
             "Without Celery, run manage.py mailer_deliver.",
         )
+
+
+def _examine_subscriptions() -> Iterator[Finding]:
+    try:
+        for topic_arn, since in subscriptions.find_ended(using=outbox.get_database()):
+            yield error(
+                "subscription",
+                f"The subscription of {topic_arn} was ended ({since:%Y-%m-%d %H:%M} UTC): no "
+                "bounce or complaint comes back.",
+                "Subscribe the webhook to the topic again; this goes away when something comes.",
+            )
+    except DatabaseError:
+        return  # another line has said so
 
 
 def _ago(seconds: float) -> CombinedExpression:

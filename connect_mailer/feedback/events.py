@@ -211,6 +211,11 @@ def read_integer(value: object) -> int:
     return max(0, min(number, _MAX_INTEGER))
 
 
+def describe_bounce(kind: str, subtype: str, code: str | None) -> str:
+    """Why it bounced: what SES calls it, and what the remote server said."""
+    return f"{kind}/{subtype}: {code or ''}".rstrip(": ")
+
+
 def is_not_spam(feedback_type: str | None) -> bool:
     """Whether a reader said that a mail was *not* spam.
 

@@ -7,7 +7,7 @@ without django-bouncy there is nothing to listen to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from typing import Any, Final
 from django.apps import apps
 
 from connect_mailer.conf import MAX_LIST_LENGTH, conf
-from connect_mailer.feedback import events
+from connect_mailer.feedback import events, records
 from connect_mailer.feedback.events import Event
 from connect_mailer.logs import make_extra
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
@@ -32,7 +32,7 @@ class _Batch:
 
     message: Mapping[str, Any]
     destination: frozenset[str] | None = None
-    wanted: dict[tuple[str, str], None] = field(default_factory=dict)
+    wanted: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 _batch: ContextVar[_Batch | None] = ContextVar("batch", default=None)
@@ -76,11 +76,12 @@ def suppress(
             extra=make_extra({"ses_id": instance.mail_id}, recipients=[instance.address]),
         )
         return
+    wanted = {(address, source): _explain(instance)}
     batch = _batch.get()
     if batch is None:
-        _suppress(address, source)
+        _suppress_all(wanted)
     else:
-        batch.wanted[address, source] = None
+        batch.wanted |= wanted
 
 
 def follow_subscription(event: Event) -> None:
@@ -109,12 +110,15 @@ def follow_subscription(event: Event) -> None:
 
 def suppress_all(event: Event) -> None:
     """Do for all recipients of an event what ``suppress`` does for one row."""
-    wanted: dict[tuple[str, str], None] = {}
+    wanted: dict[tuple[str, str], str] = {}
     destination: frozenset[str] | None = None
     for recipient in event.recipients:
         if event.kind == events.COMPLAINT:
-            source = _judge_complaint(events.read_text(event.details.get("complaintFeedbackType")))
+            detail = events.read_text(event.details.get("complaintFeedbackType")) or ""
+            source = _judge_complaint(detail)
         elif event.kind == events.BOUNCE:
+            code = recipient.diagnostic_code or recipient.status
+            detail = events.describe_bounce(event.type, event.subtype, code)
             source = _judge_bounce(event.type, event.subtype, recipient.action)
         else:
             return
@@ -135,7 +139,7 @@ def suppress_all(event: Event) -> None:
                 ),
             )
         else:
-            wanted[address, source] = None
+            wanted[address, source] = detail
     if wanted:
         _suppress_all(wanted)
 
@@ -148,6 +152,16 @@ def _find_source(row: Any) -> str | None:
     if not isinstance(row, Bounce):
         return None
     return _judge_bounce(events.PERMANENT if row.hard else "", row.bounce_subtype, row.action)
+
+
+def _explain(row: Any) -> str:
+    """Why, for who asks why an address is not written to."""
+    from django_bouncy.models import Complaint
+
+    if isinstance(row, Complaint):
+        return row.feedback_type or ""
+    code = row.diagnostic_code or row.status
+    return events.describe_bounce(row.bounce_type, row.bounce_subtype, code)
 
 
 def _judge_complaint(feedback_type: str | None) -> str | None:
@@ -193,29 +207,18 @@ def _find_recipients(ses_message_id: str) -> frozenset[str]:
     )
 
 
-def _suppress(address: str, source: str) -> None:
-    _row, is_new = Unsubscribe.objects.suppress(address, source)
-    if is_new:
-        _log_suppressed(address, source)
-
-
-def _suppress_all(wanted: Collection[tuple[str, str]]) -> None:
-    keys = {(address, str(source), "") for address, source in wanted}
-    missing = sorted(keys - Unsubscribe.objects.find_keys({address for address, _ in wanted}))
-    if not missing:
-        return
-    Unsubscribe.objects.add_all(missing)
-    for address, source, _list in missing:
-        _log_suppressed(address, source)
-
-
-def _log_suppressed(address: str, source: str) -> None:
-    logger.info(
-        "Not written to any more: %s (%s)",
-        conf.hash_address(address),
-        source,
-        extra=make_extra({"source": source}, recipients=[address]),
+def _suppress_all(wanted: Mapping[tuple[str, str], str]) -> None:
+    records.suppress(
+        {(address, str(source)): detail for (address, source), detail in wanted.items()}
     )
+    if logger.isEnabledFor(logging.INFO):
+        for address, source in wanted:
+            logger.info(
+                "Not written to any more: %s (%s)",
+                conf.hash_address(address),
+                source,
+                extra=make_extra({"source": source}, recipients=[address]),
+            )
 
 
 if "django_bouncy" in apps.app_configs:

@@ -12,7 +12,6 @@ Source: Amazon SNS Developer Guide, "Verifying the signatures of Amazon SNS mess
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import http.client
 import json
@@ -54,6 +53,11 @@ DOWNLOAD_BUDGET: Final = 8
 REFILL_SECONDS: Final = 5.0
 _COUNTERS: Final = 2**14
 MAX_CERTIFICATES: Final = 32
+# For how long a process uses a certificate without asking the cache for it again, and for how
+# long it waits for the cache.
+FRESH_SECONDS: Final = 30.0
+CACHE_SECONDS: Final = 1.0
+MAX_WAITING: Final = 8
 CERTIFICATE_CACHE_SECONDS: Final = 24 * 3600
 MIN_KEY_BITS: Final = 2048
 
@@ -76,10 +80,11 @@ SIGNED_FIELDS: Final = {
 }
 SIGNED_FIELDS[UNSUBSCRIPTION] = SIGNED_FIELDS[SUBSCRIPTION]
 _REQUIRED_ALWAYS: Final = ("SignatureVersion", "Signature", "SigningCertURL")
-_HASHES: Final[Mapping[str, Callable[[], hashes.HashAlgorithm]]] = {
-    "1": hashes.SHA1,
-    "2": hashes.SHA256,
+_HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
+    "1": hashes.SHA1(),  # noqa: S303 (what SNS signs with by default)
+    "2": hashes.SHA256(),
 }
+_PADDING: Final = padding.PKCS1v15()
 # The signed text is cut at newlines: one in any other field would let a stranger cut a
 # genuine message again, into other fields, under the same signature.
 _MAY_HAVE_CONTROLS: Final = frozenset({"Message", "Subject", "Signature"})
@@ -138,7 +143,7 @@ def parse(body: bytes) -> Notification:
             continue
         _check_field(name, data.get(name))
     subject = data.get("Subject") if kind == NOTIFICATION else None
-    if subject is not None and "\nMessageId\n" in f"\n{subject}\n":
+    if subject is not None and "\nMessageId\n" in f"\n{subject}":
         # The text of a genuine message without a subject, cut elsewhere.
         raise NotificationRefused("Subject has a line of the signed text")
     if data["SignatureVersion"] not in _HASHES:
@@ -222,14 +227,15 @@ def verify(notification: Notification, key: rsa.RSAPublicKey) -> None:
     """
     text = notification.signature
     try:
-        signature = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        signature = base64.b64decode(text)
+    except ValueError:
         raise NotificationRefused("the signature is not base64") from None
+    # Stricter than decoding with validation, which takes what is left over in the last bits.
     if base64.b64encode(signature).decode() != text:
         raise NotificationRefused("the signature is not written as base64 writes it")
-    algorithm = _HASHES[notification.signature_version]()
+    algorithm = _HASHES[notification.signature_version]
     try:
-        key.verify(signature, make_signed_text(notification), padding.PKCS1v15(), algorithm)
+        key.verify(signature, make_signed_text(notification), _PADDING, algorithm)
     except InvalidSignature:
         raise NotificationRefused("the signature is wrong") from None
     except UnsupportedAlgorithm as error:
@@ -314,8 +320,9 @@ def fetch(
 class Certificates:
     """Where keys come from: the cache, else this process's own memory, else SNS.
 
-    Only what was found good is kept, and it is examined again whenever it is used. What
-    could not be had is not asked for again for ``FAILURE_SECONDS``, except in the cache.
+    Only what was found good is kept, and it is examined again whenever it is used. The cache
+    is asked again after ``FRESH_SECONDS``. What could not be had is not asked for again for
+    ``FAILURE_SECONDS``, except in the cache.
 
     Anybody who knows a topic can make up a name in each request, and only a download tells a
     new certificate from such a name. So downloads have a budget (``DOWNLOAD_BUDGET``, one
@@ -339,6 +346,8 @@ class Certificates:
         self._clock = clock
         self._lock = threading.Lock()
         self._known: OrderedDict[str, bytes] = OrderedDict()
+        # What was found good a moment ago, wherever it came from, and until when that counts.
+        self._fresh: OrderedDict[str, tuple[object, float]] = OrderedDict()
         self._failed: OrderedDict[str, float] = OrderedDict()
         self._running: dict[str, Future[bytes]] = {}
         self._budget = float(DOWNLOAD_BUDGET)
@@ -354,6 +363,12 @@ class Certificates:
             NotificationUndecided: it can't be had now.
         """
         now = datetime.now(UTC)
+        pem, until = self._fresh.get(url, (None, 0.0))
+        if until > self._clock():
+            try:
+                return read_certificate(pem, host=host, now=now)
+            except ValueError as error:
+                logger.warning("A kept signing certificate is not used: %s", error)
         cached, known = _ask(cache, url), self._known.get(url)
         for pem in (cached, known):
             if pem is not None:
@@ -364,6 +379,7 @@ class Certificates:
                 else:
                     if known is not None and pem is not cached:
                         _tell(cache, url, known)
+                    self._refresh(url, pem)
                     return key
         pem = self._wait(url, host, known)
         try:
@@ -371,7 +387,18 @@ class Certificates:
         except ValueError as error:
             raise NotificationUndecided(f"the certificate from {host}: {error}") from error
         _tell(cache, url, pem)
+        self._refresh(url, pem)
         return key
+
+    def forget(self, url: str) -> None:
+        """Ask the cache the next time: its entry was taken out."""
+        self._fresh.pop(url, None)
+
+    def _refresh(self, url: str, pem: object) -> None:
+        with self._lock:
+            self._fresh[url] = pem, self._clock() + FRESH_SECONDS
+            while len(self._fresh) > MAX_CERTIFICATES:
+                self._fresh.popitem(last=False)
 
     def _wait(self, url: str, host: str, known: bytes | None) -> bytes:
         with self._lock:
@@ -437,6 +464,44 @@ class Certificates:
         if until is not None and until > self._clock():
             self._failed[url] = until
             raise NotificationUndecided("the certificate could not be had a moment ago")
+
+
+class BriefCache:
+    """A cache that is waited for ``CACHE_SECONDS`` at most, whatever its own time-outs are.
+
+    Raises:
+        TimeoutError: it did not answer.
+    """
+
+    _free = threading.BoundedSemaphore(MAX_WAITING)
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def get(self, key: Any, /) -> Any:
+        """As the cache's own."""
+        return self._wait(lambda: self._cache.get(key))
+
+    def set(self, key: Any, value: Any, /, timeout: float | None) -> Any:
+        """As the cache's own."""
+        return self._wait(lambda: self._cache.set(key, value, timeout=timeout))
+
+    def _wait(self, call: Callable[[], Any]) -> Any:
+        answer: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except Exception as error:  # noqa: BLE001 (it is raised where it is waited for)
+                answer.set_exception(error)
+            finally:
+                self._free.release()
+
+        # So many threads at most hang there, however many requests come.
+        if not self._free.acquire(timeout=CACHE_SECONDS):
+            raise TimeoutError
+        threading.Thread(target=run, name="sns-cache", daemon=True).start()
+        return answer.result(timeout=CACHE_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from django.apps import apps
 from django.contrib.auth.decorators import login_not_required
 from django.core.cache import caches
+from django.core.cache.backends.db import BaseDatabaseCache
 from django.db import IntegrityError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
@@ -30,13 +31,23 @@ from connect_mailer.exceptions import (
     NotificationRefused,
     NotificationUndecided,
 )
-from connect_mailer.feedback import consequences, events, receivers, records, sns
+from connect_mailer.feedback import (
+    consequences,
+    deliveries,
+    events,
+    receivers,
+    records,
+    sns,
+    subscriptions,
+)
 from connect_mailer.logs import make_extra
 from connect_mailer.models import NotificationReceipt
 
 logger = logging.getLogger(__name__)
 
-_MYSQL_WAIT: Final = "@@SESSION.innodb_lock_wait_timeout"
+_SQLITE_SECONDS: Final = 5
+# For rows, and for tables.
+_MYSQL_WAITS: Final = ("innodb_lock_wait_timeout", "lock_wait_timeout")
 
 certificates: Final = sns.Certificates()
 _TOPIC_LOG_SECONDS: Final = 3600.0
@@ -116,10 +127,12 @@ def authenticate(body: bytes) -> sns.Notification:
         _log_topic(notification.topic_arn, is_any_set=bool(topic_arns))
         raise
     sns.check_certificate_url(notification, conf.cert_domain_regex)
+    cache = caches[conf.key_cache]
     key = certificates.get_key(
         notification.signing_cert_url,
         host=sns.get_host(notification.topic_arn),
-        cache=caches[conf.key_cache],
+        # A table has to be asked in the thread whose connection and transaction it is.
+        cache=cache if isinstance(cache, BaseDatabaseCache) else sns.BriefCache(cache),
     )
     sns.verify(notification, key)
     return notification
@@ -138,60 +151,70 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
         message = None
     event = events.read(message)
     using = router.db_for_write(NotificationReceipt)
-    try:
-        with _brief_transaction(using):
-            if event is None:
+    with _unless_taken(notification, using):
+        if event is None:
+            with _brief_transaction(using):
                 records.make_receipt(notification, using=using)
                 _signal_notification(notification, request)
-                logger.info(
-                    "Notification %s is not about mail",
-                    _quote(notification.message_id),
-                    extra=_describe(notification),
-                )
-                return 200
-            listening = {receiver[0][0] for receiver in signals.feedback.receivers}
-            if listening <= {receivers.DISPATCH_UID} and records.can_take_at_once(
-                event, using=using
-            ):
-                is_about_outbox = records.take_at_once(event, notification, using=using)
-                _signal_notification(notification, request)
-                if listening:
-                    receivers.suppress_all(event)
-            else:
-                is_about_outbox = True
-                records.make_receipt(notification, using=using)
-                _signal_notification(notification, request)
-                rows = records.make_rows(event, notification)
-                with receivers.together(message):
-                    for row in rows:
-                        signals.feedback.send(
-                            sender=type(row),
-                            instance=row,
-                            message=message,
-                            notification=notification.data,
-                        )
-            if is_about_outbox:
-                records.settle(event, using=using)
-                consequences.follow(event)
-            if event.kind == events.SUBSCRIPTION:
-                receivers.follow_subscription(event)
-    except IntegrityError:
-        if not records.is_taken(notification, using=using):
-            raise
-        logger.info(
-            "Notification %s was taken before",
-            _quote(notification.message_id),
-            extra=_describe(notification, event),
-        )
-        return 200
+                # The first that comes after a subscription is one of these.
+                subscriptions.note_begun(notification.topic_arn, using=using)
+            logger.info(
+                "Notification %s is not about mail",
+                _quote(notification.message_id),
+                extra=_describe(notification),
+            )
+            return 200
+        listening = {receiver[0][0] for receiver in signals.feedback.receivers}
+        needs_rows = not listening <= {receivers.DISPATCH_UID}
+        if (
+            needs_rows
+            or signals.notification.has_listeners()
+            or not deliveries.take(event, notification, using=using)
+        ):
+            with _brief_transaction(using):
+                if not needs_rows and records.can_take_at_once(event, using=using):
+                    is_about_outbox = records.take_at_once(event, notification, using=using)
+                    _signal_notification(notification, request)
+                    if listening:
+                        receivers.suppress_all(event)
+                else:
+                    is_about_outbox = True
+                    records.make_receipt(notification, using=using)
+                    _signal_notification(notification, request)
+                    _signal_feedback(event, message, notification)
+                if is_about_outbox:
+                    records.settle(event, using=using)
+                    consequences.follow(event)
+                if event.kind == events.SUBSCRIPTION:
+                    receivers.follow_subscription(event)
+        _log_event(event, notification)
+    return 200
+
+
+def _signal_feedback(
+    event: events.Event, message: Mapping[str, Any], notification: sns.Notification
+) -> None:
+    from django_bouncy import signals
+
+    rows = records.make_rows(event, notification)
+    with receivers.together(message):
+        for row in rows:
+            signals.feedback.send(
+                sender=type(row), instance=row, message=message, notification=notification.data
+            )
+
+
+def _log_event(event: events.Event, notification: sns.Notification) -> None:
     if event.kind in events.WRITTEN or event.kind in events.SILENT:
-        logger.info(
-            "Notification %s taken: %s, %d recipients",
-            _quote(notification.message_id),
-            event.kind,
-            len(event.recipients),
-            extra=_describe(notification, event),
-        )
+        # Hashing the addresses of a record that nobody keeps costs more than all else here.
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "Notification %s taken: %s, %d recipients",
+                _quote(notification.message_id),
+                event.kind,
+                len(event.recipients),
+                extra=_describe(notification, event),
+            )
     else:
         logger.warning(
             "Notification %s has an unknown type of event: %s",
@@ -199,10 +222,13 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
             _quote(event.kind),
             extra=_describe(notification, event),
         )
-    return 200
 
 
 def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
+    using = router.db_for_write(NotificationReceipt)
+    if records.is_taken(notification, using=using):
+        _log_again(notification)
+        return 200
     _signal_notification(notification, request)
     if not conf.auto_subscribe:
         logger.warning(
@@ -211,7 +237,12 @@ def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
             extra=_describe(notification),
         )
         return 404
-    return confirm(notification)
+    status = confirm(notification)
+    if status == 200:
+        with _unless_taken(notification, using), _brief_transaction(using):
+            records.make_receipt(notification, using=using)
+            subscriptions.note_begun(notification.topic_arn, using=using)
+    return status
 
 
 def confirm(notification: sns.Notification) -> int:
@@ -252,13 +283,18 @@ def _ask_to_confirm(host: str, target: str) -> bytes:
 
 
 def _unsubscribe(notification: sns.Notification, request: HttpRequest) -> int:
-    _signal_notification(notification, request)
-    logger.error(
-        "The subscription of %s was ended: no bounce or complaint comes back any more until "
-        "it is subscribed again",
-        notification.topic_arn,
-        extra=_describe(notification),
-    )
+    using = router.db_for_write(NotificationReceipt)
+    with _unless_taken(notification, using):
+        with _brief_transaction(using):
+            records.make_receipt(notification, using=using)
+            _signal_notification(notification, request)
+            subscriptions.note_ended(notification.topic_arn, using=using)
+        logger.error(
+            "The subscription of %s was ended: no bounce or complaint comes back any more until "
+            "it is subscribed again",
+            notification.topic_arn,
+            extra=_describe(notification),
+        )
     return 200
 
 
@@ -279,28 +315,62 @@ _HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], int]]] = {
 
 
 @contextmanager
+def _unless_taken(notification: sns.Notification, using: str) -> Iterator[None]:
+    """Let it go where the transaction inside finds that the notification was taken before."""
+    try:
+        yield
+    except IntegrityError:
+        if not records.is_taken(notification, using=using):
+            raise
+        _log_again(notification)
+
+
+@contextmanager
 def _brief_transaction(using: str) -> Iterator[None]:
     """A transaction that waits ``LOCK_SECONDS`` for a lock; servers would wait much longer.
 
-    PostgreSQL is told so by the statement that makes the receipt.
+    PostgreSQL is told so by ``records.execute``, which makes the receipt.
     """
     connection = connections[using]
     is_mysql = connection.vendor == "mysql"
+    # As SQLite waits by default, it is soon enough; it may be set to wait much longer.
+    sqlite_seconds = connection.vendor == "sqlite" and connection.settings_dict["OPTIONS"].get(
+        "timeout", 0
+    )
+    if sqlite_seconds > _SQLITE_SECONDS:
+        _pragma(connection, records.LOCK_SECONDS)
     # MySQL can't set it for one transaction, and another request comes by this connection.
     if is_mysql:
-        brief = f"{_MYSQL_WAIT} = {records.LOCK_SECONDS}"
-        _set(connection, f"@connect_mailer_wait = {_MYSQL_WAIT}, {brief}")
+        for name in _MYSQL_WAITS:
+            _set(connection, f"@connect_mailer_{name} = @@SESSION.{name}")
+            _set(connection, f"@@SESSION.{name} = {records.LOCK_SECONDS}")
     try:
         with transaction.atomic(using=using):
             yield
     finally:
         if is_mysql:
-            _set(connection, f"{_MYSQL_WAIT} = @connect_mailer_wait")
+            for name in _MYSQL_WAITS:
+                _set(connection, f"@@SESSION.{name} = @connect_mailer_{name}")
+        if sqlite_seconds > _SQLITE_SECONDS:
+            _pragma(connection, sqlite_seconds)
+
+
+def _pragma(connection: BaseDatabaseWrapper, seconds: float) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
 
 def _set(connection: BaseDatabaseWrapper, assignments: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET {assignments}")
+
+
+def _log_again(notification: sns.Notification) -> None:
+    logger.info(
+        "Notification %s was taken before",
+        _quote(notification.message_id),
+        extra=_describe(notification),
+    )
 
 
 def _log_topic(topic_arn: str, *, is_any_set: bool) -> None:
@@ -339,4 +409,5 @@ def _quote(text: str) -> str:
 
 
 def _answer(status: int, text: str) -> HttpResponse:
-    return HttpResponse(text, status=status, content_type="text/plain")
+    # Bytes, or Django looks for a charset first.
+    return HttpResponse(text.encode(), status=status, content_type="text/plain")

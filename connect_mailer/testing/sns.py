@@ -126,7 +126,10 @@ class SNSSigner:
 
     def distrust(self, cache: Cache | None = None) -> None:
         """Take the certificate out of the cache again."""
+        from connect_mailer.feedback.webhook import certificates
+
         (cache or _get_cache()).delete(self.certificate_url)
+        certificates.forget(self.certificate_url)
 
     @contextmanager
     def trusted(self, cache: Cache | None = None) -> Iterator[None]:

@@ -4,7 +4,10 @@ Both views are on one site and get the same kind of signed body through Django's
 handler; both have the certificate in their cache and verify the signature. What they write:
 
 ``ours``
-    receipt (no notification twice), one row a recipient, ``Unsubscribe``, outbox; atomic.
+    receipt (no notification twice), one row a recipient, ``Unsubscribe``; atomic. It asks the
+    outbox, which doesn't know the mail, as it doesn't know who sends without it.
+``settled``
+    the same for a mail of the outbox: its recipients, its history and the tallies as well.
 ``recorded``
     django-ses, with the receiver that a site would write to record the same: receipt, one
     row a recipient by ``create()``, and its own blacklist. Atomic, but no outbox.
@@ -13,6 +16,9 @@ handler; both have the certificate in their cache and verify the signature. What
 ``bare``
     django-ses as installed: the blacklist for bounces, nothing for deliveries, so a
     notification that comes twice counts twice.
+``floor``
+    a view of Django that reads nothing, checks nothing and makes one insert in a transaction:
+    nobody who writes can be faster.
 
 Rounds of all are interleaved, and the median of each is shown, so that a machine that slows
 down slows all.
@@ -20,6 +26,7 @@ down slows all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -37,6 +44,7 @@ ROUNDS = 7
 NOTIFICATIONS = {1: 150, 10: 60, 50: 30}
 FORGERIES = 2000
 
+_PATHS = {"ours": "/ours/", "settled": "/ours/", "floor": "/floor/"}
 _MODE = {"bulk": False, "records": False}
 
 urlpatterns: list[Any] = []
@@ -101,11 +109,23 @@ def _configure() -> None:
     from connect_mailer.feedback.webhook import endpoint
 
     urlpatterns[:] = [
+        path("floor/", csrf_exempt(_insert_one)),
         path("ours/", endpoint),
         path("theirs/", csrf_exempt(SESEventWebhookView.as_view())),
     ]
     signals.delivery_received.connect(_record_delivery)
     signals.bounce_received.connect(_record_bounce)
+
+
+def _insert_one(request: Any) -> Any:
+    from django.db import transaction
+    from django.http import HttpResponse
+
+    from connect_mailer.models import NotificationReceipt
+
+    with transaction.atomic():
+        NotificationReceipt.objects.create(message_id=str(uuid.uuid4()))
+    return HttpResponse(b"OK")
 
 
 def _record_delivery(
@@ -191,24 +211,26 @@ class _Bench:
     def compare(self) -> None:
         """A table of each kind and size of notification."""
         print(  # noqa: T201
-            f"{'notification':<26}{'view':<10}{'a second':>9}{'CPU us':>9}{'ours is':>10}"
+            f"{'notification':<26}{'view':<10}{'a second':>9}{'us each':>9}{'CPU us':>9}"
+            f"{'ours is':>10}"
         )
         for kind in ("delivery", "bounce"):
             for size in NOTIFICATIONS:
                 self._compare(kind, size)
 
     def _compare(self, kind: str, size: int) -> None:
-        names = ("ours", "recorded", "bulk", "bare")
+        names = ("ours", "settled", "recorded", "bulk", "bare", "floor")
         wall: dict[str, list[float]] = {name: [] for name in names}
         cpu: dict[str, list[float]] = {name: [] for name in names}
         for number in range(ROUNDS + 1):
             # Another one is first each time.
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                bodies = [self._make(kind, size) for _ in range(NOTIFICATIONS[size])]
+                bodies = [
+                    self._make(kind, size, is_known=name == "settled")
+                    for _ in range(NOTIFICATIONS[size])
+                ]
                 _MODE.update(records=name != "bare", bulk=name == "bulk")
-                seconds, cpu_seconds = self._time(
-                    "/ours/" if name == "ours" else "/theirs/", bodies, {200}
-                )
+                seconds, cpu_seconds = self._time(_PATHS.get(name, "/theirs/"), bodies, {200})
                 if number:  # the first warms up
                     wall[name].append(seconds / len(bodies))
                     cpu[name].append(cpu_seconds / len(bodies))
@@ -218,18 +240,38 @@ class _Bench:
             label = f"{kind}, {size} recipient{'s' if size > 1 else ''}" if name == "ours" else ""
             ratio = "" if name == "ours" else f"{median / ours:.2f} x"
             print(  # noqa: T201
-                f"{label:<26}{name:<10}{1 / median:>9.0f}"
+                f"{label:<26}{name:<10}{1 / median:>9.0f}{median * 1e6:>9.0f}"
                 f"{statistics.median(cpu[name]) * 1e6:>9.0f}{ratio:>10}",
                 flush=True,
             )
 
-    def _make(self, kind: str, size: int) -> bytes:
+    def _make(self, kind: str, size: int, *, is_known: bool = False) -> bytes:
         from connect_mailer.testing.sns import make_bounce, make_delivery, make_mail
 
         recipients = [f"{uuid.uuid4().hex}@example.com" for _ in range(size)]
         mail = make_mail(recipients, ses_message_id=str(uuid.uuid4()))
         make = make_delivery if kind == "delivery" else make_bounce
+        if is_known:
+            self._send(recipients, mail["messageId"])
         return self._signer.notification(make(recipients, mail=mail)).encode()
+
+    def _send(self, recipients: list[str], ses_message_id: str) -> None:
+        """What the outbox has of a mail that the drain has settled."""
+        from django.utils import timezone
+
+        from connect_mailer.models import OutgoingMessage, OutgoingRecipient
+
+        message = OutgoingMessage.objects.create(
+            sender="site@example.com",
+            due_at=timezone.now(),
+            sent_at=timezone.now(),
+            status="sent",
+            ses_message_id=ses_message_id,
+        )
+        OutgoingRecipient.objects.bulk_create(
+            OutgoingRecipient(message=message, address=address, envelope=address, status="sent")
+            for address in recipients
+        )
 
     def _time(
         self, path: str, bodies: Sequence[bytes], expected: set[int], method: str = "POST"
@@ -271,39 +313,55 @@ class _Bench:
 
     def split(self) -> None:
         """A table of what a notification of ours spends its time with."""
-        print(f"\n{'where ours spends it, us':<26}{'1':>9}{'10':>9}{'50':>9}  recipients")  # noqa: T201
-        columns = [self._split(size) for size in NOTIFICATIONS]
-        for name in columns[0]:
-            figures = "".join(f"{column[name]:>9.0f}" for column in columns)
-            print(f"  {name:<24}{figures}")  # noqa: T201
+        title = "where ours spends it, us"
+        print(f"\n{title:<34}{'1':>9}{'10':>9}{'50':>9}  recipients")  # noqa: T201
+        for kind, is_known in itertools.product(("delivery", "bounce"), (False, True)):
+            print(f"{kind}{', settled' if is_known else ''}")  # noqa: T201
+            columns = [self._split(kind, size, is_known) for size in NOTIFICATIONS]
+            for name in columns[0]:
+                figures = "".join(f"{column[name]:>9.0f}" for column in columns)
+                print(f"  {name:<32}{figures}")  # noqa: T201
 
-    def _split(self, size: int) -> dict[str, float]:
+    def _split(self, kind: str, size: int, is_known: bool) -> dict[str, float]:
+        """The median of several batches: each part, and what is waited for within it."""
+        batches = [
+            [self._make(kind, size, is_known=is_known) for _ in range(NOTIFICATIONS[size])]
+            for _ in range(ROUNDS)
+        ]
+        columns = [self._split_one(bodies) for bodies in batches]
+        return {name: statistics.median(column[name] for column in columns) for name in columns[0]}
+
+    def _split_one(self, bodies: list[bytes]) -> dict[str, float]:
         from django.db import connection
 
         from connect_mailer.feedback import events, sns, webhook
 
-        bodies = [self._make("delivery", size) for _ in range(NOTIFICATIONS[size] * 3)]
-        self._time("/ours/", bodies[:10], {200})
-        spent: dict[str, float] = {"parse": 0.0, "certificate": 0.0, "verify": 0.0, "database": 0.0}
+        names = ("JSON, fields, addresses", "certificate", "signature")
+        spent = dict.fromkeys((*names, "statements and commit"), 0.0)
+        queries = 0
+
+        def count(execute: Callable[..., Any], *rest: Any) -> Any:
+            nonlocal queries
+            queries += 1
+            return _timed(execute, spent, "statements and commit")(*rest)
+
         with ExitStack() as stack:
             for owner, attribute, name in (
-                (sns, "parse", "parse"),
-                (events, "read", "parse"),
-                (webhook.certificates, "get_key", "certificate"),
-                (sns, "verify", "verify"),
-                (connection, "_commit", "database"),
+                (sns, "parse", names[0]),
+                (events, "read", names[0]),
+                (webhook.certificates, "get_key", names[1]),
+                (sns, "verify", names[2]),
+                (connection, "_commit", "statements and commit"),
             ):
                 timed = _timed(getattr(owner, attribute), spent, name)
                 stack.enter_context(mock.patch.object(owner, attribute, timed))
-            stack.enter_context(
-                connection.execute_wrapper(
-                    lambda execute, *rest: _timed(execute, spent, "database")(*rest)
-                )
-            )
-            seconds, _ = self._time("/ours/", bodies[10:], {200})
-        spent["all else: Django, ORM"] = seconds - sum(spent.values())
+            stack.enter_context(connection.execute_wrapper(count))
+            seconds, cpu_seconds = self._time("/ours/", bodies, {200})
+        spent["all else: Django, making of SQL"] = seconds - sum(spent.values())
         spent["all"] = seconds
-        return {name: value / len(bodies[10:]) * 1e6 for name, value in spent.items()}
+        spent["of it the process's own (CPU)"] = cpu_seconds
+        each = {name: value / len(bodies) * 1e6 for name, value in spent.items()}
+        return each | {"number of statements": queries / len(bodies)}
 
     # Forgeries
 

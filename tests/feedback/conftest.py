@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from django.core.cache import caches
@@ -54,10 +55,10 @@ def site(settings, signer: SNSSigner, downloads: list[str], monkeypatch) -> Iter
 def post() -> Post:
     client = Client()
 
-    def post(body: str | bytes, **headers: str) -> HttpResponse:
+    def post(body: str | bytes, *, method: str = "POST", **headers: Any) -> HttpResponse:
         headers.setdefault("content_type", "text/plain; charset=UTF-8")
         # As bytes: the client's post() would decode them first.
         data = body if isinstance(body, bytes) else body.encode()
-        return client.generic("POST", "/mail/bouncy/", data, **headers)
+        return client.generic(method, "/mail/bouncy/", data, **headers)
 
     return post

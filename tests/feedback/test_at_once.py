@@ -10,10 +10,12 @@ import uuid
 
 import pytest
 from django.db import connection, connections, transaction
-from django_bouncy.models import Bounce
+from django.db.models import Sum
+from django.utils import timezone
+from django_bouncy.models import Bounce, Delivery
 
-from connect_mailer.models import NotificationReceipt, Unsubscribe
-from connect_mailer.testing.sns import make_bounce
+from connect_mailer.models import NotificationReceipt, OutgoingMessage, Tally, Unsubscribe
+from connect_mailer.testing.sns import make_bounce, make_delivery, make_mail
 from tests.feedback.site import DELIVERIES, deliver
 from tests.servers import make_environment
 
@@ -54,12 +56,24 @@ def _server():
 
 @pytest.mark.usefixtures("_server")
 @pytest.mark.django_db(transaction=True)
-def test_on_a_server(signer):
-    answers = deliver(signer.notification(make_bounce(PEOPLE)))
+@pytest.mark.parametrize(
+    ("make", "expected"), [(make_bounce, [2, 0, 2]), (make_delivery, [0, 2, 0])]
+)
+def test_on_a_server(signer, make, expected):
+    message = OutgoingMessage.objects.create(
+        sender="site@example.com", due_at=timezone.now(), status="sent", ses_message_id="an-id"
+    )
+    for address in PEOPLE:
+        message.recipients.create(address=address, envelope=address, status="sent")
+    mail = make_mail(PEOPLE, ses_message_id="an-id")
+    answers = deliver(signer.notification(make(PEOPLE, mail=mail)))
     assert set(answers) <= {"200", "503"}
     assert answers["200"] >= 1
-    rows = [table.objects.count() for table in (NotificationReceipt, Bounce, Unsubscribe)]
-    assert rows == [1, 2, 2]
+    assert NotificationReceipt.objects.count() == 1
+    assert [table.objects.count() for table in (Bounce, Delivery, Unsubscribe)] == expected
+    assert message.events.count() == 2
+    counted = Tally.objects.aggregate(delivered=Sum("delivered"), bounced=Sum("bounced"))
+    assert sum(counted.values()) == 2 + expected[0]  # bounces by domain as well
 
 
 @pytest.mark.usefixtures("_server")
@@ -89,17 +103,55 @@ def test_a_lock_that_is_held_is_not_waited_for(signer, post):
     assert post(body).status_code == 200
 
 
+@pytest.mark.usefixtures("_server")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("make", "table"),
+    [(make_delivery, NotificationReceipt), (make_delivery, OutgoingMessage), (make_bounce, Bounce)],
+)
+def test_a_table_that_is_locked_is_not_waited_for(signer, post, make, table):
+    """As in a migration, or while it is vacuumed in full."""
+    body = signer.notification(make(PEOPLE))
+    held, done = threading.Event(), threading.Event()
+    name = connection.ops.quote_name(table._meta.db_table)
+    lock, unlock = (
+        (f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE", "SELECT 1")
+        if connection.vendor == "postgresql"
+        else (f"LOCK TABLES {name} WRITE", "UNLOCK TABLES")
+    )
+
+    def hold() -> None:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(lock)
+                held.set()
+                done.wait(20)
+                cursor.execute(unlock)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(60)
+        assert post(body).status_code == 503
+    finally:
+        done.set()
+        thread.join()
+    assert post(body).status_code == 200
+
+
 @pytest.mark.skipif(connection.vendor != "mysql", reason="others set it for one transaction")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("again", [False, True])
 def test_the_time_to_wait_for_locks_is_as_it_was(signer, post, again):
     body = signer.notification(make_bounce(PEOPLE))
     with connection.cursor() as cursor:
-        cursor.execute("SET innodb_lock_wait_timeout = 37")
+        cursor.execute("SET innodb_lock_wait_timeout = 37, lock_wait_timeout = 38")
         try:
             for _ in range(1 + again):
                 assert post(body).status_code == 200
-            cursor.execute("SELECT @@innodb_lock_wait_timeout")
-            assert cursor.fetchone() == (37,)
+            cursor.execute("SELECT @@innodb_lock_wait_timeout, @@lock_wait_timeout")
+            assert cursor.fetchone() == (37, 38)
         finally:
-            cursor.execute("SET innodb_lock_wait_timeout = DEFAULT")
+            cursor.execute("SET innodb_lock_wait_timeout = DEFAULT, lock_wait_timeout = DEFAULT")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import ssl
@@ -25,6 +26,12 @@ NOW = datetime.now(UTC)
 
 
 class DictCache(dict):
+    asked = 0
+
+    def get(self, key, /):
+        self.asked += 1
+        return super().get(key)
+
     def set(self, key, value, timeout):
         self[key] = value
 
@@ -326,11 +333,64 @@ def test_what_failed_is_remembered_in_bounded_memory(signer):
 
 
 def test_what_was_downloaded_for_another_reaches_the_cache(signer):
-    certificates = sns.Certificates(lambda host, target: signer.certificate_pem.encode())
+    now = [0.0]
+    pem = signer.certificate_pem.encode()
+    certificates = sns.Certificates(lambda host, target: pem, clock=lambda: now[0])
     assert certificates.get_key(signer.certificate_url, host=HOST, cache=DictCache())
     emptied = DictCache()
-    assert certificates.get_key(signer.certificate_url, host=HOST, cache=emptied)
-    assert emptied == {signer.certificate_url: signer.certificate_pem.encode()}
+    for now[0], expected in (
+        (sns.FRESH_SECONDS - 1, {}),
+        (sns.FRESH_SECONDS + 1, {signer.certificate_url: pem}),
+    ):
+        assert certificates.get_key(signer.certificate_url, host=HOST, cache=emptied)
+        assert emptied == expected
+
+
+def test_the_cache_is_asked_again_after_a_while_and_what_it_had_is_examined_each_time(
+    signer, monkeypatch
+):
+    now = [0.0]
+
+    def download(host, target):
+        raise NotificationUndecided("nothing is there")
+
+    certificates = sns.Certificates(download, clock=lambda: now[0])
+    full = DictCache({signer.certificate_url: signer.certificate_pem})
+    get = functools.partial(certificates.get_key, signer.certificate_url, host=HOST)
+    for _ in range(2):
+        assert get(cache=full)
+    assert full.asked == 1
+    now[0] = sns.FRESH_SECONDS + 1
+    assert get(cache=full)
+    assert full.asked == 2
+    certificates.forget(signer.certificate_url)
+    assert get(cache=full)
+    assert full.asked == 3
+    # Nothing is believed for having been good a moment ago.
+    monkeypatch.setattr(sns, "MIN_KEY_BITS", 4096)
+    sns._load_certificate.cache_clear()
+    with pytest.raises(NotificationUndecided):
+        get(cache=full)
+
+
+def test_a_cache_that_does_not_answer_is_not_waited_for(signer, monkeypatch):
+    monkeypatch.setattr(sns, "CACHE_SECONDS", 0.05)
+    done = threading.Event()
+
+    class Hanging:
+        def get(self, key, /):
+            done.wait(30)
+
+        def set(self, key, value, /, timeout):
+            done.wait(30)
+
+    pem = signer.certificate_pem.encode()
+    for _ in range(sns.MAX_WAITING * 2):
+        certificates = sns.Certificates(lambda host, target: pem)
+        cache = sns.BriefCache(Hanging())
+        assert certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+    assert sum(thread.name == "sns-cache" for thread in threading.enumerate()) <= sns.MAX_WAITING
+    done.set()
 
 
 def test_one_download_of_a_certificate_at_a_time_and_few_in_all(signer):

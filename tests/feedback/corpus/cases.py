@@ -7,10 +7,12 @@ that is not 200 may send a signal.
 from __future__ import annotations
 
 import base64
+import gzip
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from connect_mailer.testing.sns import TOPIC_ARN, SNSSigner, make_bounce
 
@@ -39,6 +41,9 @@ class Case:
     name: str
     make: Callable[[SNSSigner], str | bytes]
     status: int = 400
+    method: str = "POST"
+    # Of the WSGI environment: headers, and what a server tells about the body.
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def sign(signer: SNSSigner, kind: str = "Notification", **fields: object) -> str:
@@ -53,6 +58,78 @@ def sign(signer: SNSSigner, kind: str = "Notification", **fields: object) -> str
 def change(signer: SNSSigner, kind: str = "Notification", **fields: object) -> str:
     """A genuine request of ``kind``, changed after it was signed."""
     return json.dumps({**json.loads(sign(signer, kind)), **fields})
+
+
+def requests() -> Iterator[Case]:
+    """What is no POST, bodies whose length is a lie, headers that say something else."""
+    methods = ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT"]
+    for method in (*methods, "PROPFIND", "POSTS", "XPOST", "G\u0280T", "BREW", "POST "):
+        for environ in (
+            {},
+            {"HTTP_X_HTTP_METHOD_OVERRIDE": "POST"},
+            {"HTTP_X_METHOD_OVERRIDE": "POST", "HTTP_X_HTTP_METHOD": "POST"},
+            {"QUERY_STRING": "_method=POST&Type=Notification"},
+        ):
+            yield Case(
+                name=f"method {method!r} {environ}",
+                make=_plain,
+                status=404,
+                method=method,
+                environ=environ,
+            )
+    for length in ("", "0", "-1", "abc", "1e4", "0x100", "1,1000", "\u0661", "nan", "1", "100"):
+        yield Case(name=f"length {length!r}", make=_plain, environ={"CONTENT_LENGTH": length})
+    yield Case(
+        name="chunked, and no length",
+        make=lambda s: f"{len(_plain(s)):x}\r\n{_plain(s)}\r\n0\r\n\r\n",
+        environ={"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"},
+    )
+    encodings: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress,
+        "deflate": zlib.compress,
+        "base64": base64.b64encode,
+    }
+    for name, encode in encodings.items():
+        yield Case(
+            name=f"encoded: {name}",
+            make=lambda s, e=encode: e(_plain(s).encode()),
+            environ={"HTTP_CONTENT_ENCODING": name},
+        )
+    yield Case(
+        name="encoded: a bomb",
+        make=lambda _signer: gzip.compress(bytes(2**24)),
+        environ={"HTTP_CONTENT_ENCODING": "gzip"},
+    )
+    # Of no matter: what is signed is in the body.
+    for environ in (
+        {"CONTENT_LENGTH": "99999999"},
+        {"CONTENT_TYPE": ""},
+        {"CONTENT_TYPE": "application/json; charset=utf-16"},
+        {"CONTENT_TYPE": "text/plain; charset=no-such-charset"},
+        {"CONTENT_TYPE": "multipart/form-data"},
+        {"CONTENT_TYPE": "multipart/form-data; boundary=" + "x" * 1000},
+        {"CONTENT_TYPE": "application/x-www-form-urlencoded"},
+        {"CONTENT_TYPE": ";;;=" * 100},
+        {"HTTP_X_HTTP_METHOD_OVERRIDE": "DELETE"},
+        {"HTTP_X_AMZ_SNS_MESSAGE_TYPE": "UnsubscribeConfirmation"},
+        {"HTTP_X_AMZ_SNS_TOPIC_ARN": "arn:aws:sns:us-east-1:999999999999:evil"},
+        {"HTTP_CONTENT_ENCODING": "gzip"},
+        {"HTTP_COOKIE": "sessionid=x; csrftoken=y"},
+        {"HTTP_AUTHORIZATION": "Basic Og=="},
+        {"QUERY_STRING": "TopicArn=evil&Type=x"},
+    ):
+        yield Case(name=f"of no matter: {environ}", make=_plain, status=200, environ=environ)
+    for environ in (
+        {"HTTP_X_AMZ_SNS_TOPIC_ARN": TOPIC_ARN},
+        {"HTTP_X_AMZ_SNS_RAWDELIVERY": "true"},
+    ):
+        # Nor do they help.
+        yield Case(
+            name=f"no proof: {environ}", make=lambda s: change(s, Message="x"), environ=environ
+        )
+        yield Case(
+            name=f"no proof, raw: {environ}", make=lambda _s: json.dumps(MESSAGE), environ=environ
+        )
 
 
 def bodies() -> Iterator[Case]:
@@ -121,6 +198,24 @@ def bodies() -> Iterator[Case]:
         make=lambda signer: sign(signer, Padding="x" * 1024 * 1024),
         status=413,
     )
+    for name, text in {
+        "twice at depth": '{"a": {"b": 1, "b": 2}}',
+        "twice in an array": '[[{"b": 1, "b": 1}]]',
+        "the same in escapes": '{"a": 1, "\\u0061": 2}',
+        "huge integer at depth": "[" + "9" * 5000 + "]",
+        "nested": "[" * 50_000 + "]" * 50_000,
+        "NaN at depth": '{"a": [NaN]}',
+    }.items():
+        yield Case(
+            name=f"body: genuine, and in an unsigned field {name}",
+            make=lambda signer, text=text: _plain(signer)[:-1] + f', "X": {text}}}',
+        )
+    for name, text in {"1e999": "1e999", "half surrogate": '"\\ud800"', "NUL": '"\\u0000"'}.items():
+        yield Case(
+            name=f"body: genuine, and in an unsigned field {name}, of no matter",
+            make=lambda signer, text=text: _plain(signer)[:-1] + f', "X": {text}}}',
+            status=200,
+        )
     yield Case(name="body: in an array", make=lambda signer: json.dumps([json.loads(sign(signer))]))
     yield Case(name="body: as a string", make=lambda signer: json.dumps(sign(signer)))
     for name in REQUIRED["Notification"]:
@@ -230,6 +325,21 @@ def topics() -> Iterator[Case]:
         ":",
         "%s",
         "x" * 10_000,
+        TOPIC_ARN.replace("east-1", "east-\uff11"),
+        TOPIC_ARN.replace("123456789012", "\u0661\u0662\u0663456789012"),
+        TOPIC_ARN.replace("aws", "\uff41ws", 1),
+        TOPIC_ARN.replace("aws:", "aws-iso:", 1),
+        TOPIC_ARN.replace("aws:", "aws-us-gov:", 1),
+        TOPIC_ARN.replace("us-east-1", "us-east-1.evil.example/"),
+        TOPIC_ARN.replace("us-east-1", ""),
+        TOPIC_ARN.replace("e", "e\u0301", 1),
+        TOPIC_ARN + "\u0000",
+        TOPIC_ARN + "\n",
+        "\n" + TOPIC_ARN,
+        TOPIC_ARN + "/",
+        TOPIC_ARN + "?x",
+        TOPIC_ARN + "#x",
+        TOPIC_ARN.replace(":", "%3A"),
     ]
     for number, arn in enumerate(arns):
         for kind in KINDS:
@@ -284,6 +394,23 @@ def certificates() -> Iterator[Case]:
         "\u0455ns.us-east-1.amazonaws.com",
         "sns.us-east-1.amazonaw\u017f.com",
         "sn\u017f.us-east-1.amazonaws.com",
+        "sns.us-east-\uff11.amazonaws.com",
+        "sns.us-east-1.amazonaws\u3002com",
+        "sns.us-east-1.xn--amazonas-6te.com",
+        "xn--ns-rka.us-east-1.amazonaws.com",
+        "sns.us-east-1.amazonaws.com\u200b",
+        "sns.us-east-1.amazonaws.com\t",
+        "sns.us-east-1.amazonaws.com\n",
+        "sns.us-east-1.amazonaws.com:443@evil.example",
+        "sns.us-east-1.amazonaws.com:0",
+        "sns.us-east-1.amazonaws.com&evil.example",
+        "sns.us-east-1.amazonaws.com;evil.example",
+        "sns.us-east-1.amazonaws.com\u2044evil.example",
+        "sns.us-east-1.amazonaws.eu",
+        "sns.us-iso-east-1.c2s.ic.gov",
+        "sns-fips.us-east-1.amazonaws.com",
+        "sns.us-east-1.vpce.amazonaws.com",
+        "%73ns.us-east-1.amazonaws.com",
         "localhost",
         "127.0.0.1",
         "[::1]",
@@ -434,10 +561,10 @@ def signatures() -> Iterator[Case]:
         ),
     )
     yield Case(name="cut again: message into a subject", make=_recut)
-    for field in ("UnsubscribeURL", "MessageAttributes", "SubscribeURL"):
+    for name in ("UnsubscribeURL", "MessageAttributes", "SubscribeURL"):
         yield Case(
-            name=f"unsigned {field} is of no matter",
-            make=lambda s, f=field: _plain(s, **{f: "https://evil.example/"}),
+            name=f"unsigned {name} is of no matter",
+            make=lambda s, n=name: _plain(s, **{n: "https://evil.example/"}),
             status=200,
         )
 
@@ -465,6 +592,189 @@ def _recut(signer: SNSSigner) -> str:
     return json.dumps(data)
 
 
+def messages() -> Iterator[Case]:
+    """What SNS did sign, and is about no mail, or about nobody whose address can be read."""
+    texts = [
+        "",
+        " ",
+        "text",
+        "null",
+        "true",
+        "1",
+        "1e999",
+        '"Bounce"',
+        "[]",
+        "[[]]",
+        "{}",
+        "{",
+        "NaN",
+    ]
+    texts += ["[" * 60_000, '{"mail": {}}', '{"notificationType": "Bounce"}', "\0", "\ufeff{}"]
+    texts += [
+        '{"notificationType": "Bounce", "notificationType": "Bounce", "mail": {}}',
+        "9" * 5000,
+    ]
+    for text in texts[1:]:
+        yield _about_nobody(f"message {text[:60]!r}", text)
+    for form, kind in itertools.product(
+        ("notificationType", "eventType"),
+        (
+            None,
+            "",
+            0,
+            1,
+            True,
+            [],
+            ["Bounce"],
+            {},
+            "bounce",
+            "BOUNCE",
+            "Bounce ",
+            "\0",
+            "x" * 10_000,
+        ),
+    ):
+        yield _about_nobody(
+            f"{form} is {str(kind)[:20]!r} ({type(kind).__name__})",
+            {**MESSAGE, "notificationType": None, form: kind},
+        )
+    odd: tuple[object, ...] = (
+        None,
+        "",
+        "a@example.com",
+        0,
+        1.5,
+        True,
+        {},
+        {"emailAddress": "a@b.c"},
+    )
+    for name, part, records in (
+        ("Bounce", "bounce", "bouncedRecipients"),
+        ("Complaint", "complaint", "complainedRecipients"),
+        ("Delivery", "delivery", "recipients"),
+    ):
+        for form in ("notificationType", "eventType"):
+            base = {form: name, "mail": {"messageId": "x", "destination": ["a@b.c", "d@e.f"]}}
+            for value in (*odd, [], [None], [[]], [{}], [0], [True], [["a@example.com"]]):
+                message = {**base, part: {records: value}}
+                yield _about_nobody(f"{name} as {form}, {records} is {value!r}", message)
+            for value in (*odd, []):
+                yield _about_nobody(f"{name} as {form}, {part} is {value!r}", {**base, part: value})
+            yield _about_nobody(f"{name} as {form}, no {part}", base)
+            for value in (None, "", "x", 0, True, [], ["a@example.com"]):
+                message = {**MESSAGE, form: name, "mail": value}
+                yield _about_nobody(f"{name} as {form}, mail is {value!r}", message)
+        for address in _NO_ADDRESSES:
+            record = address if name == "Delivery" else {"emailAddress": address}
+            base = {"notificationType": name, "mail": {"messageId": "x", "destination": ["a@b.c"]}}
+            yield _about_nobody(
+                f"{name} of {str(address)[:40]!r}, {len(str(address))} ({type(address).__name__})",
+                {**base, part: {records: [record]}},
+            )
+
+
+_NO_ADDRESSES: tuple[object, ...] = (
+    None,
+    0,
+    True,
+    [],
+    {},
+    ["a@example.com"],
+    "",
+    " ",
+    "\0",
+    "a",
+    "@",
+    "@example.com",
+    "a@",
+    "a@@example.com",
+    "a@b@example.com",
+    "a@example.com, b@example.com",
+    "a@example.com b@example.com",
+    "a@exam ple.com",
+    "a@-example.com",
+    "a@example..com",
+    "a@.example.com",
+    "a@example.com\r\nBcc: b@example.com",
+    "a\n@example.com",
+    "a@example.com\x00\x01",
+    "a@exam\u212aple.com",
+    "a@\u2100.example",
+    "a@[127.0.0.1]",
+    "a@xn--\u212a.example",
+    "a@" + "x" * 64 + ".example",
+    "a" * 65 + "@example.com",
+    "a@" + "b." * 200 + "example",
+    "x" * 200_000,
+    "a@" + "x" * 200_000,
+    "(" * 5000,
+    '"' * 5000,
+    "<" * 5000 + "a@example.com" + ">" * 5000,
+    "undisclosed-recipients:;",
+    "friends: a@example.com;",
+    "<>",
+    "MAILER-DAEMON",
+    "rfc822;",
+    "rfc822; ",
+    "rfc822",
+    "x400; /C=DE/A=x/",
+    "utf-8; a@example.com",
+    "unknown; a@example.com",
+    "mailto:",
+    "a@example.com?subject=x",
+    "a@\ud800.example",
+)
+
+
+def _about_nobody(name: str, message: object) -> Case:
+    text = message if isinstance(message, str) else json.dumps(message)
+    return Case(name=f"signed: {name}", make=lambda s, t=text: s.notification(t), status=200)
+
+
+def signed() -> Iterator[Case]:
+    """What SNS signs itself may be odd, and is taken: times, ids, subjects."""
+    plain: dict[str, dict[str, str]] = {
+        f"Timestamp {value!r}": {"Timestamp": value}
+        for value in (
+            "x",
+            "0",
+            "1970-01-01T00:00:00Z",
+            "9999-12-31T23:59:59Z",
+            "2012-02-30",
+            "\u0661",
+        )
+    }
+    plain |= {
+        f"MessageId {value[:20]!r}, {len(value)}": {"message_id": value}
+        for value in (
+            "x",
+            " ",
+            "\u00e9",
+            "x" * 100,
+            "x" * 101,
+            "x" * 100_000,
+            "' OR 1=1 --",
+            "%s{0}",
+        )
+    }
+    plain |= {
+        f"Subject {value[:20]!r}": {"subject": value}
+        for value in ("", " ", "x" * 10_000, "a\nb", "MessageId", "\0", "\u2028")
+    }
+    for version, (name, fields) in itertools.product(("1", "2"), plain.items()):
+        yield Case(
+            name=f"signed, version {version}: {name}",
+            make=lambda s, v=version, f=fields: s.notification("text", version=v, **f),
+            status=200,
+        )
+    yield Case(
+        name="signed: a Subject with a line of the signed text",
+        make=lambda s: s.notification("text", subject="MessageId\nx"),
+    )
+    yield Case(name="signed: Subject is null", make=lambda s: _plain(s, Subject=None), status=200)
+
+
 def make_all() -> list[Case]:
     """Every case, each name once."""
-    return list(itertools.chain(bodies(), fields(), topics(), certificates(), signatures()))
+    groups = (requests, bodies, fields, topics, certificates, signatures, messages, signed)
+    return [case for group in groups for case in group()]
