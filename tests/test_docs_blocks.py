@@ -55,6 +55,12 @@ PAGES = {file.name: file for file in (ROOT / "README.rst", *sorted(DOCS.glob("*.
 
 # What no test can run, and why.
 NOT_RUN = {
+    (
+        "quickstart.rst",
+        "python",
+        "example/celery.py",
+    ): "another app of Celery: in a project's process",
+    ("quickstart.rst", "python", "example/__init__.py"): "as above",
     ("heroku.rst", "text", "Procfile"): "tests/test_heroku.py starts and stops it",
     ("performance.rst", "text", "Limit"): "a plan of PostgreSQL, which tests/sending hold",
     ("testing.rst", "python", ""): "test_the_examples_of_tests_run runs them, as files",
@@ -180,7 +186,7 @@ def run_page(page: str, names: dict[str, Any]) -> dict[str, Any]:
     """Run the blocks of a page one after the other; return what they set."""
     set_here: set[str] = set()
     for block in read_blocks(page):
-        if block.language == "python":
+        if block.language == "python" and not find_why_not(block):
             file = str(PAGES[page])
             tree = ast.increment_lineno(ast.parse(block.code, file), block.line - 1)
             exec(compile(tree, file, "exec"), names)
@@ -508,6 +514,7 @@ DEBUG = False  # with it on, nobody is told of errors by mail
 ADMINS = ["admin@example.com"] if django.VERSION >= (6, 0) else [("A", "admin@example.com")]
 AWS_ACCESS_KEY_ID = AWS_SECRET_ACCESS_KEY = "test"
 TEMPLATES[0]["DIRS"] = [BASE_DIR]
+CELERY_BROKER_URL = "memory://"
 """
 # What the site of the quickstart is asked to do, once all of it is there.
 _TRY = """
@@ -527,6 +534,7 @@ with LocalSES() as ses:
     call_command("check", fail_level="WARNING")
     from celery import current_app
 
+    assert current_app.main == "example"
     current_app.conf.task_always_eager = True
     logging.getLogger("django.request").error("It broke")
     [mail] = ses.mailbox()
@@ -584,18 +592,27 @@ def choose(files: dict[str, str], *captions: str) -> list[str]:
     return [files[caption.format(way)] for caption in captions]
 
 
-def find_site_of_the_quickstart() -> tuple[str, str, str]:
+def find_site_of_the_quickstart() -> dict[str, str]:
+    """What is added to each file of a project."""
     files = find_files("quickstart.rst")
-    settings = (
+    names = [
         "settings.py",
         "settings.py, with {}",
         "settings.py, SQLite",
         "settings.py, log with {}",
-    )
-    return "\n".join(choose(files, *settings)), files["urls.py"], files["forms.py and urls.py"]
+    ]
+    settings = choose(files, *names, "settings.py, Celery")
+    return {
+        "example/settings.py": "\n".join(settings),
+        "example/urls.py": files["urls.py"],
+        "example/celery.py": files["example/celery.py"],
+        "example/__init__.py": files["example/__init__.py"],
+        "forms.py": files["forms.py and urls.py"],
+    }
 
 
-def find_site_of_the_readme() -> tuple[str, str, str]:
+def find_site_of_the_readme() -> dict[str, str]:
+    """The same with the README's settings and URLs; SQLite is what a check asks for there."""
     settings, urls, log = (block.code for block in read_blocks("README.rst")[1:4])
     if django.VERSION < (6, 1):
         text = PAGES["README.rst"].read_text("utf-8")
@@ -603,12 +620,12 @@ def find_site_of_the_readme() -> tuple[str, str, str]:
         [handler] = re.findall("``(LOGGING[^`]+)``", text)
         settings = re.sub("^MAILERS = .*", backend, settings, flags=re.MULTILINE)
         log = re.sub(r"^LOGGING\[(?:.|\n)*", handler, log, flags=re.MULTILINE)
-    sqlite = find_files("quickstart.rst")["settings.py, SQLite"]  # as a check asks there
-    return (
-        f"{settings}\n{log}\n{sqlite}",
-        urls,
-        find_files("quickstart.rst")["forms.py and urls.py"],
-    )
+    sqlite = find_files("quickstart.rst")["settings.py, SQLite"]
+    return {
+        **find_site_of_the_quickstart(),
+        "example/settings.py": f"{settings}\n{log}\n{sqlite}",
+        "example/urls.py": urls,
+    }
 
 
 @pytest.mark.parametrize(
@@ -619,16 +636,14 @@ def find_site_of_the_readme() -> tuple[str, str, str]:
     ],
 )
 def test_a_new_project_that_follows_it_sends(
-    tmp_path: Path, find_site: Callable[[], tuple[str, str, str]]
+    tmp_path: Path, find_site: Callable[[], dict[str, str]]
 ) -> None:
-    settings, urls, forms = find_site()
     call_command("startproject", "example", str(tmp_path))
-    for name, code in {"settings.py": settings + _SETTINGS, "urls.py": urls}.items():
-        with (tmp_path / "example" / name).open("a", encoding="utf-8") as file:
+    files = find_site()
+    files["example/settings.py"] += _SETTINGS
+    for name, code in {**files, "x.txt": "x", "try.py": _TRY}.items():
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
             file.write("\n" + code)
-    (tmp_path / "forms.py").write_text(forms, "utf-8")
-    (tmp_path / "x.txt").write_text("x")
-    (tmp_path / "try.py").write_text(_TRY, "utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", "try.py"],
         cwd=tmp_path,
