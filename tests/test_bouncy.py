@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from django.apps import apps
 from django.contrib import admin
 from django.core.management import call_command
-from django.db import connection, models
-from django.db.migrations.recorder import MigrationRecorder
+from django.db import models
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
@@ -31,16 +33,21 @@ settings.configure(
     INSTALLED_APPS={apps!r},
     DATABASES={{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3"}}}},
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    ALLOWED_HOSTS=["*"],
     CONNECT_MAILER={{"UNSUBSCRIBE_BASE_URL": "https://www.example.com"}},
+    MIGRATION_MODULES={migrations!r},
 )
 execute_from_command_line(sys.argv)
 """
 DJANGO_APPS = ["django.contrib.auth", "django.contrib.contenttypes"]
 
 
-def manage(folder: Path, installed: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def manage(
+    folder: Path, installed: list[str], *arguments: str, migrations: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command of a site of its own, with warnings as errors."""
-    (folder / "manage.py").write_text(SITE.format(apps=installed))
+    text = SITE.format(apps=installed, migrations=dict(migrations or {}))
+    (folder / "manage.py").write_text(text)
     return subprocess.run(
         [sys.executable, "-W", "error", "manage.py", *arguments],
         cwd=folder,
@@ -85,12 +92,94 @@ def test_ids_are_those_of_the_migrations() -> None:
         assert type(model._meta.pk) is models.AutoField
 
 
-@pytest.mark.django_db
-def test_a_database_of_the_fork_migrates_on() -> None:
-    """A migration that was applied there and that nobody ships does no harm."""
-    MigrationRecorder(connection).record_applied("django_bouncy", "0005_auto_20190731_0423")
-    call_command("migrate", verbosity=0)
-    call_command("migrate", "django_bouncy", check_unapplied=True, verbosity=0)
+# What Connect's fork made of the models on Python 3: the labels are no bytes any more.
+FORK_0005 = """
+from django.db import migrations, models
+
+time = {"verbose_name": "Feedback Time", "null": True, "blank": True}
+char = {"db_index": True, "max_length": 150, "null": True, "blank": True}
+fields = {
+    ("bounce", "action"): models.CharField(verbose_name="Action", **char),
+    ("bounce", "bounce_subtype"): models.CharField("Bounce Subtype", max_length=50, db_index=True),
+    ("bounce", "bounce_type"): models.CharField("Bounce Type", max_length=50, db_index=True),
+    ("bounce", "feedback_timestamp"): models.DateTimeField(**time),
+    ("bounce", "hard"): models.BooleanField("Hard Bounce", db_index=True),
+    ("complaint", "feedback_timestamp"): models.DateTimeField(**time),
+    ("complaint", "feedback_type"): models.CharField(verbose_name="Complaint Type", **char),
+    ("delivery", "feedback_timestamp"): models.DateTimeField(**time),
+}
+
+
+class Migration(migrations.Migration):
+    dependencies = [("django_bouncy", "0004_increase_processing_time")]
+    operations = [migrations.AlterField(*place, field) for place, field in fields.items()]
+"""
+# And what it did later: a table for each other event, and an index.
+FORK_0006 = """
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("django_bouncy", "0005_auto_20190731_0423")]
+    operations = [
+        migrations.CreateModel("Open", [("id", models.AutoField(primary_key=True))]),
+        *(
+            migrations.AlterField(name, "mail_id", models.CharField(max_length=100, db_index=True))
+            for name in ("bounce", "complaint", "delivery")
+        ),
+    ]
+"""
+BEFORE = """
+from django.apps import apps
+from django.core.management import call_command
+from django.utils import timezone
+call_command("migrate")
+apps.get_model("django_bouncy.Bounce").objects.create(
+    address="old@example.org", hard=True, mail_timestamp=timezone.now()
+)
+"""
+AFTER = """
+from django.conf import settings
+from django.core.management import call_command
+from django.test import Client
+from django_bouncy.models import Bounce
+from connect_mailer.models import Unsubscribe
+from connect_mailer.testing import SNSSigner
+from connect_mailer.testing.sns import make_bounce
+call_command("migrate", verbosity=0)
+call_command("migrate", check_unapplied=True, verbosity=0)
+call_command("makemigrations", check_changes=True, dry_run=True, verbosity=0)
+signer = SNSSigner.generate()
+settings.BOUNCY_TOPIC_ARN = [signer.topic_arn]
+settings.ROOT_URLCONF = "connect_mailer.urls"
+signer.trust()
+body = signer.notification(make_bounce(["new@example.org"]))
+assert Client().post("/bouncy/", body, content_type="text/plain").status_code == 200
+call_command("mailer_import", "bouncy")
+print(*Bounce.objects.order_by("pk").values_list("pk", "address"))
+print(*Unsubscribe.objects.order_by("address").values_list("address", "source"))
+"""
+
+
+def test_tables_of_the_fork_are_used_in_place(tmp_path: Path) -> None:
+    """Migrations that were applied there, and that nobody ships, do no harm."""
+    published = Path(import_module("django_bouncy.migrations").__file__ or "").parent
+    shutil.copytree(published, tmp_path / "fork")
+    (tmp_path / "fork" / "0005_auto_20190731_0423.py").write_text(FORK_0005)
+    (tmp_path / "fork" / "0006_more.py").write_text(FORK_0006)
+    there = {"django_bouncy": "fork"}
+    made = manage(
+        tmp_path, ["connect_mailer.bouncy"], "shell", "-v0", "-c", BEFORE, migrations=there
+    )
+    assert made.returncode == 0, made.stderr
+    assert "Applying django_bouncy.0005_auto_20190731_0423... OK" in made.stdout
+
+    new = [*DJANGO_APPS, "connect_mailer", "connect_mailer.bouncy"]
+    done = manage(tmp_path, new, "shell", "-v0", "-c", AFTER)
+    assert done.returncode == 0, done.stderr
+    *_, bounces, unsubscribed = done.stdout.splitlines()
+    assert bounces == "(1, 'old@example.org') (2, 'new@example.org')"
+    assert unsubscribed == "('new@example.org', 'bounce') ('old@example.org', 'bounce')"
 
 
 def row(name: str, **values: object) -> models.Model:
