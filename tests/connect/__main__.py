@@ -37,6 +37,12 @@ def send(*recipients: str, **fields: Any) -> int:
     )
 
 
+def reset_password(email: str) -> int:
+    from tests.connect.accounts.adapter import send_mail
+
+    return send_mail(email)
+
+
 def deliver() -> int:
     from connect_mailer.testing import deliver_all
 

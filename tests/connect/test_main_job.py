@@ -90,9 +90,37 @@ def test_nothing_is_wrong_but_what_the_checks_say_of_the_login(connect: Connect)
     assert connect.check() == []
 
 
-def test_certificates_are_verified_whatever_the_settings_say(connect: Connect) -> None:
-    connect.set_setting("BOUNCY_VERIFY_CERTIFICATE", False)
-    assert any(message.startswith("connect_mailer.E007") for message in connect.check())
+def test_account_mail_goes_past_opt_outs_and_not_past_bounces(
+    connect: Connect, ses: LocalSES
+) -> None:
+    connect.unsubscribe("jane@example.org")
+    connect.post_feedback(make_bounce(["joe@example.org"]))
+
+    assert connect.reset_password("jane@example.org") == 1
+    assert connect.reset_password("joe@example.org") == 0
+    connect.deliver()
+    [mail] = ses.mailbox()
+    assert (mail.recipients, mail.message["Subject"]) == (("jane@example.org",), "Password reset")
+    connect.set_setting("ACCOUNT_IGNORE_UNSUBSCRIBE", False)
+    assert connect.reset_password("jane@example.org") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check", "reason"),
+    [
+        ("BOUNCY_VERIFY_CERTIFICATE", False, "E007", "would let anybody unsubscribe anybody"),
+        # As django-bouncy published them: their dots are any character, and any host ends so.
+        ("BOUNCY_CERT_DOMAIN_REGEX", r"sns.[a-z0-9\-]+.amazonaws.com$", "E009", "snsx"),
+        ("BOUNCY_SUBSCRIBE_DOMAIN_REGEX", r"sns.[a-z0-9\-]+.amazonaws.com$", "E009", "snsx"),
+    ],
+)
+def test_what_verifies_less_is_refused_with_the_reason(
+    connect: Connect, name: str, value: object, check: str, reason: str
+) -> None:
+    connect.set_setting(name, value)
+    [message] = [one for one in connect.check() if name in one]
+    assert message.startswith(f"connect_mailer.{check} ")
+    assert reason in message
 
 
 def test_what_the_environment_names_sends(deploy: Callable[..., Connect]) -> None:

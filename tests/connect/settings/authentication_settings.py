@@ -1,6 +1,8 @@
 """Who is who, and which pages need no login."""
 
 AUTH_USER_MODEL = "accounts.User"
+# Account mail goes to those who opted out as well.
+ACCOUNT_IGNORE_UNSUBSCRIBE = True
 LOGIN_URL = "/user/login/"
 LOGIN_EXEMPT_URLS = [r"^$", r"^user/*", r"^mail/*", r"^about/*"]
 MIDDLEWARE = [
