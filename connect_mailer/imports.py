@@ -42,6 +42,13 @@ class Entry:
     since: datetime | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A row that another app has and that makes nobody one who is not to be written to."""
+
+    reason: str
+
+
 @dataclass(kw_only=True)
 class Tally:
     """What became of the entries."""
@@ -54,7 +61,7 @@ class Tally:
 
 
 def store(
-    entries: Iterable[Entry],
+    entries: Iterable[Entry | Skipped],
     *,
     is_dry: bool = False,
     only_unknown: bool = False,
@@ -72,26 +79,31 @@ def store(
     return tally
 
 
-def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def _chunks(entries: Iterable[Entry | Skipped]) -> Iterator[list[Entry | Skipped]]:
     iterator = iter(entries)
     while chunk := [entry for _, entry in zip(range(CHUNK), iterator, strict=False)]:
         yield chunk
 
 
-def _store_chunk(chunk: Sequence[Entry], tally: Tally, *, is_dry: bool, only_unknown: bool) -> None:
+def _store_chunk(
+    chunk: Sequence[Entry | Skipped], tally: Tally, *, is_dry: bool, only_unknown: bool
+) -> None:
     wanted: dict[UnsubscribeKey, Entry] = {}
-    faults = 0
+    reasons: list[str] = []
     for entry in chunk:
+        if isinstance(entry, Skipped):
+            reasons.append(entry.reason)
+            continue
         try:
             wanted.setdefault(_read_key(entry), entry)
         except ValueError as error:
-            tally.skipped[str(error)] += 1
-            faults += 1
+            reasons.append(str(error))
+    tally.skipped.update(reasons)
     there = Unsubscribe.objects.find_keys({address for address, _source, _list in wanted})
     reached = {address for address, _source, _list in there}
     new = [key for key in wanted if key not in there and not (only_unknown and key[0] in reached)]
     tally.new += len(new)
-    tally.known += len(chunk) - faults - len(new)
+    tally.known += len(chunk) - len(reasons) - len(new)
     if is_dry or not new:
         return
     Unsubscribe.objects.add_all(new)
@@ -129,6 +141,19 @@ def _read_key(entry: Entry) -> UnsubscribeKey:
 # Where they come from
 
 
+def count_rows(*tables: str) -> int | None:
+    """How many rows there are to read; ``None`` where a table is missing."""
+    connection = connections[router.db_for_read(Unsubscribe)]
+    with connection.cursor() as cursor:
+        if not set(tables) <= set(connection.introspection.table_names(cursor)):
+            return None
+        total = 0
+        for table in tables:
+            cursor.execute(f"SELECT COUNT(*) FROM {connection.ops.quote_name(table)}")  # noqa: S608
+            total += cursor.fetchone()[0]
+    return total
+
+
 def read_connect() -> Iterator[Entry]:
     """OFA Connect's own table. Its label, ``mailer``, is pinax django-mailer's too: that one
     has other tables."""
@@ -140,17 +165,23 @@ def read_connect() -> Iterator[Entry]:
         )
 
 
-def read_bouncy() -> Iterator[Entry]:
+def read_bouncy() -> Iterator[Entry | Skipped]:
     """Hard bounces and complaints of django-bouncy, from before this app listened to them."""
     columns = ("address", "created_at", "hard", "action", "bounce_subtype")
     for address, since, is_hard, action, subtype in _read("django_bouncy_bounce", *columns):
-        if is_hard and not events.is_delayed(action):
+        if not is_hard:
+            yield Skipped(reason="a soft bounce")
+        elif events.is_delayed(action):
+            yield Skipped(reason="the reader's server was still trying")
+        else:
             opted_out = subtype == events.UNSUBSCRIBED
             source = Source.USER if opted_out else Source.BOUNCE
             yield Entry(address=address, source=source, since=since)
     names = ("address", "created_at", "feedback_type")
     for address, since, kind in _read("django_bouncy_complaint", *names):
-        if not events.is_not_spam(kind):
+        if events.is_not_spam(kind):
+            yield Skipped(reason="a reader who said that it was not spam")
+        else:
             yield Entry(address=address, source=Source.COMPLAINT, since=since)
 
 
@@ -172,18 +203,23 @@ _POST_OFFICE_OUTCOMES: Final = {
     80: Source.COMPLAINT,  # spam complaint
     90: Source.USER,  # unsubscribed
 }
+_POST_OFFICE_FAILED: Final = 1
+_FAILED: Final = "failed to be sent, which doesn't say that the address is bad"
 
 
-def read_post_office() -> Iterator[Entry]:
+def read_post_office() -> Iterator[Entry | Skipped]:
     """Recipients of django-post-office's mail that bounced, complained or opted out.
 
     Mail that is ``failed`` without such an outcome says only that a server did not take it:
     nothing about its recipients.
     """
-    columns = ("to", "recipient_delivery_status", "last_updated")
-    for recipients, outcome, since in _read("post_office_email", *columns):
+    columns = ("to", "status", "recipient_delivery_status", "last_updated")
+    for recipients, status, outcome, since in _read("post_office_email", *columns):
         source = _POST_OFFICE_OUTCOMES.get(outcome)
-        if source:
+        if source is None:
+            failed = status == _POST_OFFICE_FAILED and outcome is None
+            yield Skipped(reason=_FAILED if failed else "no hard bounce, complaint or opt-out")
+        else:
             for address in str(recipients).split(","):
                 yield Entry(address=address.strip(), source=source, since=since)
 

@@ -94,6 +94,12 @@ class TestConnect:
         assert "2 would be new" in run("connect", "--dry-run")
         assert rows() == set()
 
+    def test_on_a_terminal_it_shows_how_far_it_is(self) -> None:
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        call_command("mailer_import", "connect", stdout=io.StringIO(), stderr=terminal)
+        assert "4 of 4  [####################] 100%" in terminal.getvalue()
+
     def test_in_chunks(self, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(imports, "CHUNK", 3)
         table.objects.bulk_create(
@@ -133,8 +139,11 @@ def test_bounces_and_complaints_of_before() -> None:
     Complaint.objects.create(address="gone@example.org", feedback_type=None, **common)
     Unsubscribe.objects.suppress("gone@example.org", "user")
 
-    run("bouncy")
+    written = run("bouncy")
 
+    assert "7 read: 3 new, 1 known, 3 skipped." in written
+    for reason in ("a soft bounce", "still trying", "not spam"):
+        assert reason in written
     assert rows() == {
         ("hard@example.org", "bounce"),
         ("left@example.org", "user"),  # SES says that they unsubscribed

@@ -7,30 +7,25 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
-from django.db import transaction
 
 from connect_mailer import imports
 from connect_mailer.account import suppressed
 from connect_mailer.account.aws import AWS
-from connect_mailer.backend import ConnectMailerBackend
-from connect_mailer.exceptions import AccountError, MessagesRefused
-from connect_mailer.imports import Entry, ImportFailed
+from connect_mailer.exceptions import AccountError
+from connect_mailer.imports import Entry, ImportFailed, Skipped
 from connect_mailer.management.output import Progress
-from connect_mailer.sending import outbox
+from connect_mailer.queues import QUEUES, OldQueue
 
-_TABLES: Final[dict[str, Callable[[], Iterator[Entry]]]] = {
-    "connect": imports.read_connect,
-    "bouncy": imports.read_bouncy,
-    "django-ses": imports.read_django_ses,
-    "django-mailer": imports.read_django_mailer,
-    "post-office": imports.read_post_office,
+_Read = Callable[[], Iterator[Entry | Skipped]]
+# How each is read, and the tables that it is read from.
+_TABLES: Final[dict[str, tuple[_Read, tuple[str, ...]]]] = {
+    "connect": (imports.read_connect, ("mailer_unsubscribe",)),
+    "bouncy": (imports.read_bouncy, ("django_bouncy_bounce", "django_bouncy_complaint")),
+    "django-ses": (imports.read_django_ses, ("django_ses_blacklistedemail",)),
+    "django-mailer": (imports.read_django_mailer, ("mailer_dontsendentry",)),
+    "post-office": (imports.read_post_office, ("post_office_email",)),
 }
-# Source: django-post-office 3.12, ``STATUS``: sent, failed, queued, requeued.
-_POST_OFFICE_SENT: Final = 0
-_POST_OFFICE_QUEUED: Final = (2, 3)
-_QUEUE_CHUNK: Final = 100
 
 
 class Command(BaseCommand):
@@ -50,7 +45,7 @@ class Command(BaseCommand):
             raise CommandError("Name the file: manage.py mailer_import csv FILE")
         entries = self._open(source, file)
         try:
-            with Progress(self.stderr) as progress:
+            with Progress(self.stderr, total=self._count(source)) as progress:
                 tally = imports.store(
                     entries,
                     is_dry=dry_run,
@@ -66,10 +61,16 @@ class Command(BaseCommand):
         )
         for reason, count in tally.skipped.most_common():
             self.stdout.write(f"  skipped {count:,}: {reason}")
-        if source == "post-office":
-            self._take_queue(is_dry=dry_run)
+        if source in QUEUES:
+            self._take_queue(QUEUES[source], is_dry=dry_run)
 
-    def _open(self, source: str, file: Path | None) -> Iterable[Entry]:
+    def _count(self, source: str) -> int | None:
+        """How much there is to read, for whoever watches; ``None`` where that isn't known."""
+        if source not in _TABLES or not self.stderr.isatty():
+            return None
+        return imports.count_rows(*_TABLES[source][1])
+
+    def _open(self, source: str, file: Path | None) -> Iterable[Entry | Skipped]:
         if file is not None:
             return imports.read_csv(file)
         if source == "ses":
@@ -82,47 +83,22 @@ class Command(BaseCommand):
                 for page in suppressed.read_pages(AWS())
                 for one in page.entries
             )
-        return _TABLES[source]()
+        return _TABLES[source][0]()
 
-    def _take_queue(self, *, is_dry: bool) -> None:
-        """What django-post-office still has to send becomes rows of the outbox.
-
-        Its own code makes the messages, from templates and attachments too. A row that was
-        taken over is marked as sent there in the same transaction, so that neither app sends
-        it again.
-        """
-        label = "post_office"
-        if not apps.is_installed(label):
+    def _take_queue(self, queue: OldQueue, *, is_dry: bool) -> None:
+        if not queue.is_installed():
             self.stdout.write(
-                "Its queue is left alone: post_office has to be in INSTALLED_APPS for that."
+                f"Its queue is left alone: {queue.app} has to be in INSTALLED_APPS for that."
             )
             return
-        model: Any = apps.get_model(label, "Email")
-        using = outbox.get_database()
-        queued = model.objects.using(using).filter(status__in=_POST_OFFICE_QUEUED).order_by("pk")
+        waiting = queue.count()
         if is_dry:
-            self.stdout.write(f"{queued.count():,} queued messages would be taken over.")
+            self.stdout.write(f"{waiting:,} queued messages would be taken over.")
             return
-        taken = 0
-        refused: list[int] = []
-        backend = ConnectMailerBackend()
-        while pks := list(
-            queued.exclude(pk__in=refused).values_list("pk", flat=True)[:_QUEUE_CHUNK]
-        ):
-            for pk in pks:
-                with transaction.atomic(using=using):
-                    row = queued.select_for_update().filter(pk=pk).first()
-                    if row is None:
-                        continue  # its own command was faster
-                    message = row.email_message()
-                    message.send_after = row.scheduled_time
-                    message.expires_at = row.expires_at
-                    try:
-                        backend.send_messages([message])
-                    except MessagesRefused as error:
-                        refused.append(pk)
-                        self.stdout.write(f"  message {pk} is left there: {error}")
-                        continue
-                    model.objects.using(using).filter(pk=pk).update(status=_POST_OFFICE_SENT)
-                    taken += 1
-        self.stdout.write(f"{taken:,} queued messages are in the outbox, {len(refused):,} are not.")
+        with Progress(self.stderr, total=waiting) as progress:
+            taken = queue.take(progress.advance)
+        for pk, reason in taken.left.items():
+            self.stdout.write(f"  message {pk} is left there: {reason}")
+        self.stdout.write(
+            f"{taken.messages:,} queued messages are in the outbox, {len(taken.left):,} are not."
+        )

@@ -1,0 +1,3 @@
+from news import send_news
+
+assert send_news("old@example.org") == 1
