@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.headerregistry import parser  # type: ignore[attr-defined]
 
-import idna
-
 from connect_mailer.exceptions import InvalidAddress
 
 # RFC 5321, sections 4.5.3.1.1 and 4.5.3.1.3: octets of a local part, and of a path less
@@ -30,8 +28,9 @@ MAX_TEXT_LENGTH = 998
 
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
-# An addr-spec that needs no parser: most addresses of most sites.
+# What needs no parser, as most addresses of most sites: an addr-spec, and one after a few words.
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+", re.ASCII)
+_NAMED = r"([\w'&!-]+(?: [\w'&!-]+)*) <([\w+-]+(?:\.[\w+-]+)*)@([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)>"
 _DOT_ATOM = re.compile(
     r"[^\s\x00-\x20\x7f()<>@,;:\\\".\[\]]+(\.[^\s\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*"
 )
@@ -57,7 +56,7 @@ class Address:
     @property
     def key(self) -> str:
         """What two spellings of the same address have in common; stored in the tables."""
-        return f"{self.local.translate(_LOWER)}@{self.domain}"
+        return f"{_to_lower(self.local)}@{self.domain}"
 
 
 def parse(text: object) -> Address:
@@ -72,6 +71,8 @@ def parse(text: object) -> Address:
     if _PLAIN.fullmatch(value):
         display_name = ""
         local, _, domain = value.rpartition("@")
+    elif named := re.fullmatch(_NAMED, value, re.ASCII):
+        display_name, local, domain = named.groups()
     else:
         display_name, local, domain = _parse_mailbox(value)
     if not _is_local_part(local):
@@ -122,6 +123,11 @@ def _parse_mailbox(value: str) -> tuple[str, str, str]:
     return display_name, local, domain
 
 
+def _to_lower(text: str) -> str:
+    """ASCII letters in lower case, and nothing else."""
+    return text.lower() if text.isascii() else text.translate(_LOWER)
+
+
 def _is_local_part(local: str) -> bool:
     return bool(_DOT_ATOM.fullmatch(local)) or (
         len(local) > 2 and local.startswith('"') and local.endswith('"')
@@ -129,12 +135,14 @@ def _is_local_part(local: str) -> bool:
 
 
 def _domain_to_ascii(domain: str, value: str) -> str:
-    domain = domain.translate(_LOWER)
+    domain = _to_lower(domain)
     if not domain.isascii():
         lowered = domain.lower()
         # Only ASCII may become ASCII: the Kelvin sign's lower case is an ordinary "k".
         if sum(map(str.isascii, lowered)) != sum(map(str.isascii, domain)):
             raise InvalidAddress(f"{value!r} has a letter in its domain that looks like another")
+        import idna  # not by every process at its start
+
         try:
             domain = idna.encode(lowered).decode("ascii")
         except idna.IDNAError as error:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from email.utils import parseaddr
+
 import pytest
 from django.utils.functional import lazystr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connect_mailer import addresses
 from connect_mailer.exceptions import InvalidAddress
@@ -34,6 +38,18 @@ def test_parses_one_mailbox(text: object, spec: str, display_name: str) -> None:
 
     assert address.spec == spec
     assert address.display_name == display_name
+
+
+@given(
+    st.lists(st.sampled_from(["Jo", "O'Neil", "&", "3", "_x", "-"]), min_size=1, max_size=4),
+    st.lists(st.text("aZ09_+-", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_reads_names_as_python_does(names: list[str], parts: list[str]) -> None:
+    text = f"{' '.join(names)} <{'.'.join(parts)}@example.org>"
+
+    address = addresses.parse(text)
+
+    assert (address.display_name, address.spec) == parseaddr(text)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ from connect_mailer.sending.suppression import Candidate, Suppression
 
 PRIORITIES = range(10)
 
+_STREAMS = OutgoingMessage.Stream.values
+_KINDS = OutgoingRecipient.Kind.values
+
 # RFC 5322 section 2.1.1: octets of a line, without its end.
 _MAX_LINE = 998
 
@@ -55,10 +58,8 @@ class Options:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.stream not in OutgoingMessage.Stream.values:
-            raise InvalidMessage(
-                f"stream is {self.stream!r}; it must be one of {OutgoingMessage.Stream.values}."
-            )
+        if self.stream not in _STREAMS:
+            raise InvalidMessage(f"stream is {self.stream!r}; it must be one of {_STREAMS}.")
         if isinstance(self.priority, bool) or self.priority not in PRIORITIES:
             raise InvalidMessage(
                 f"priority is {self.priority!r}; it must be a whole number from 0 (first) to 9."
@@ -82,12 +83,15 @@ class Options:
             if (value := getattr(message, name, None)) is not None
         }
         tags = getattr(message, "tags", None) or ()
+        metadata = getattr(message, "metadata", None) or {}
+        if not (own or tags or metadata):
+            return self
         _check_tags(tags)
         return replace(
             self,
             **own,
             tags=[*self.tags, *tags],
-            metadata={**self.metadata, **(getattr(message, "metadata", None) or {})},
+            metadata={**self.metadata, **metadata},
         )
 
     @property
@@ -196,7 +200,7 @@ def read(message: EmailMessage, options: Options) -> Draft:
             f"mailing_list is {own.mailing_list!r}; it must be one of MAILING_LISTS: {list(lists)}."
         )
     recipients: dict[str, Recipient] = {}
-    for kind in OutgoingRecipient.Kind.values:
+    for kind in _KINDS:
         for written in getattr(message, kind, None) or ():
             if not written:
                 continue
@@ -206,11 +210,7 @@ def read(message: EmailMessage, options: Options) -> Draft:
         message=message,
         sender=_parse_for_envelope(message.from_email),
         recipients=tuple(recipients.values()),
-        options=replace(
-            own,
-            send_after=_make_comparable(own.send_after),
-            expires_at=_make_comparable(own.expires_at),
-        ),
+        options=_make_comparable(own),
         tags=own.ses_tags,
     )
 
@@ -264,10 +264,19 @@ def _parse_for_envelope(written: object) -> Address:
     return address
 
 
-def _make_comparable(moment: datetime | None) -> datetime | None:
-    if moment is None or timezone.is_aware(moment) == settings.USE_TZ:
-        return moment
-    return timezone.make_aware(moment) if settings.USE_TZ else timezone.make_naive(moment)
+def _make_comparable(options: Options) -> Options:
+    """The options with their times as the site stores times: aware or naive."""
+    if options.send_after is None and options.expires_at is None:
+        return options
+
+    def convert(moment: datetime | None) -> datetime | None:
+        if moment is None or timezone.is_aware(moment) == settings.USE_TZ:
+            return moment
+        return timezone.make_aware(moment) if settings.USE_TZ else timezone.make_naive(moment)
+
+    return replace(
+        options, send_after=convert(options.send_after), expires_at=convert(options.expires_at)
+    )
 
 
 def _is_in(written: object, keys: set[str]) -> bool:
