@@ -21,7 +21,6 @@ from connect_mailer.optout import headers as optout_headers
 from connect_mailer.sending import envelope, log_mail, outbox
 from connect_mailer.sending.envelope import Draft, Options
 from connect_mailer.sending.suppression import Suppression
-from connect_mailer.sending.transport import get_ses_client
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +176,8 @@ class SESBackend(_Backend):
             MessagesRefused: some can't be sent as they are; the others are sent.
             DeliveryError: SES did not take one; the child says why.
         """
+        from connect_mailer.sending.transport import get_ses_client  # not by who only queues
+
         messages = list(email_messages or ())
         drafts, errors = self._read(messages)
         client = get_ses_client()
@@ -235,7 +236,7 @@ def _make_headers(draft: Draft) -> dict[str, str]:
     """One-click opt-out, where exactly one reader can follow the link."""
     if draft.options.stream != OutgoingMessage.Stream.DEFAULT or len(draft.kept) != 1:
         return {}
-    if conf.ses.contact_list:
+    if conf.ses_contact_list:
         return {}  # SES writes its own
     return optout_headers.for_recipient(
         draft.kept[0].address.key, mailing_list=draft.options.mailing_list

@@ -258,7 +258,7 @@ def check_login(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 
 def _find_public_paths() -> list[str]:
     """Paths that SNS and readers ask for, as the site has them, without the first slash."""
-    from connect_mailer.feedback.webhook import endpoint
+    from connect_mailer.feedback.endpoint import endpoint
     from connect_mailer.optout.views import unsubscribe
 
     paths = []

@@ -3,6 +3,8 @@
 ``deliver`` drains the outbox, ``sweep`` wakes a drain for what is due or soon will be, ``purge``
 forgets old rows. Nothing has to be scheduled: each worker that has the app loaded asks for a
 sweep every minute (see ``_find_sweep_seconds``), with or without beat.
+
+Every process of a site imports this module at its start; what a task needs is imported by it.
 """
 
 from __future__ import annotations
@@ -17,12 +19,8 @@ from celery import shared_task
 from celery.signals import worker_ready, worker_shutting_down
 from django.db import Error, transaction
 
-from connect_mailer import tallies
 from connect_mailer.conf import conf
-from connect_mailer.health import guard
-from connect_mailer.sending import leases, log_mail, outbox
-from connect_mailer.sending.pauses import find_paused
-from connect_mailer.sending.suppression import forget_expired
+from connect_mailer.sending import leases, log_mail
 from connect_mailer.sending.wakeups import (
     BROKER_DOWN,
     HELP,
@@ -61,6 +59,10 @@ def sweep() -> None:
 
     Now, or for the moment when it is due if that comes before the next sweep has looked.
     """
+    from connect_mailer import tallies
+    from connect_mailer.health import guard
+    from connect_mailer.sending import outbox
+
     using = outbox.get_database()
     interval = _find_sweep_seconds()
     # A broker that was down and brings this works again: what waited for it goes at once.
@@ -80,6 +82,9 @@ def sweep() -> None:
 
 def _find_wait(within_seconds: float, *, using: str) -> float | None:
     """Seconds until a drain is needed; ``None``: not within so many, as far as is known now."""
+    from connect_mailer.sending import outbox
+    from connect_mailer.sending.pauses import find_paused
+
     paused = find_paused(using=using, by_operators_only=True)
     if outbox.is_due(using=using, paused=paused):
         due = 0.0
@@ -100,6 +105,9 @@ def _find_sweep_seconds() -> float:
 @shared_task(name="connect_mailer.tasks.purge", ignore_result=True)
 def purge() -> None:
     """Forget finished rows and bodies after their time (``KEEP_DAYS``, ``KEEP_BODIES_DAYS``)."""
+    from connect_mailer.sending import outbox
+    from connect_mailer.sending.suppression import forget_expired
+
     forgotten = outbox.purge(
         keep_days=conf.keep_days,
         keep_bodies_days=conf.keep_bodies_days,
@@ -136,6 +144,8 @@ def wake() -> None:
     Never raises, and takes at most 3 s where the broker is down: ``sweep`` finds what waits.
     Within ``REMEMBER_SECONDS`` after that, this process asks for nothing.
     """
+    from connect_mailer.sending import outbox
+
     global _asked_at
     now = time.monotonic()
     if now - _asked_at < REMEMBER_SECONDS:
@@ -155,6 +165,8 @@ def wake() -> None:
 
 def _ask_for_help() -> None:
     """Ask for a second drain, at most every few seconds; sending waits meanwhile."""
+    from connect_mailer.sending import outbox
+
     using = outbox.get_database()
     if leases.find_alive(BROKER_DOWN, using=using):
         return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from connect_mailer.feedback.webhook import endpoint
+from connect_mailer.feedback.endpoint import endpoint
 from connect_mailer.optout import views as optout
 
 urlpatterns = [

@@ -243,7 +243,7 @@ def get_webhook_url() -> str:
         ConfigurationError: the URLs of the app are not included.
     """
     # With cryptography, which a process that only shows the admin need not load.
-    from connect_mailer.feedback.webhook import endpoint
+    from connect_mailer.feedback.endpoint import endpoint
 
     base = conf.unsubscribe_base_url
     try:

@@ -1,4 +1,7 @@
-"""The health page: whether mail flows, how close the account is to its limits, and a pause."""
+"""The health page: whether mail flows, how close the account is to its limits, and a pause.
+
+What it asks is imported by its views: each process of a site imports the admin at its start.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,16 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from connect_mailer.account.site import examine_quickly
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import DeliveryError
-from connect_mailer.health import figures
 from connect_mailer.models import Health, OutgoingMessage
-from connect_mailer.sending import outbox, pauses
-from connect_mailer.sending.ses import Account
-from connect_mailer.sending.transport import get_ses_client
 from connect_mailer.tasks import wake_on_commit
 
 if TYPE_CHECKING:
+    from connect_mailer.health.figures import Waiting
+    from connect_mailer.sending.pauses import Pause
+    from connect_mailer.sending.ses import Account
+
     HealthModelAdmin = admin.ModelAdmin[Health]
 else:
     HealthModelAdmin = admin.ModelAdmin
@@ -55,9 +57,9 @@ class Stream:
 
     name: str
     label: str
-    waiting: figures.Waiting
+    waiting: Waiting
     counts: dict[str, int]
-    pause: pauses.Pause | None
+    pause: Pause | None
 
 
 @admin.register(Health)
@@ -90,6 +92,9 @@ class HealthAdmin(HealthModelAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """What the database knows; SES is asked afterwards, so that it can't hold this up."""
+        from connect_mailer.health import figures
+        from connect_mailer.sending import outbox, pauses
+
         if not self.has_view_permission(request):
             raise PermissionDenied
         using = outbox.get_database()
@@ -131,6 +136,11 @@ class HealthAdmin(HealthModelAdmin):
 
     def account_view(self, request: HttpRequest) -> HttpResponse:
         """A part of the page: what SES says of the account, and what the doctor finds."""
+        from connect_mailer.account.site import examine_quickly
+        from connect_mailer.health import figures
+        from connect_mailer.sending import outbox
+        from connect_mailer.sending.transport import get_ses_client
+
         if not self.has_view_permission(request):
             raise PermissionDenied
         context: dict[str, Any] = {"is_ses": conf.is_ses, "findings": list(examine_quickly())}
@@ -153,6 +163,8 @@ class HealthAdmin(HealthModelAdmin):
 
     def pause_view(self, request: HttpRequest) -> HttpResponse:
         """Pause or resume one stream, or let a paused account try again now."""
+        from connect_mailer.sending import outbox, pauses
+
         if request.method != "POST" or not self.has_pause_permission(request):
             raise PermissionDenied
         form = PauseForm(request.POST)

@@ -1,4 +1,7 @@
-"""The message page: what became of each message, and what can still be done about it."""
+"""The message page: what became of each message, and what can still be done about it.
+
+What its actions need is imported by them: each process of a site imports the admin at its start.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,6 @@ from connect_mailer.models import (
     OutgoingMessage,
     OutgoingRecipient,
 )
-from connect_mailer.sending import outbox, pauses
 from connect_mailer.tasks import wake_on_commit
 
 if TYPE_CHECKING:
@@ -300,6 +302,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
 
     def body_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """The body alone, for that frame."""
+        from connect_mailer.sending import outbox
+
         row = self._get_readable(request, pk)
         content = OutgoingContent.objects.using(outbox.get_database()).get(messages=row)
         mail = message_from_bytes(bytes(content.mime), policy=policy.default)
@@ -333,6 +337,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
 
     def _note(self, request: HttpRequest, pks: list[int], text: str, logged: str) -> None:
         """In the admin's log, and in the life of each message."""
+        from connect_mailer.sending import outbox
+
         using = outbox.get_database()
         name = request.user.get_username()
         MessageEvent.objects.using(using).bulk_create(
@@ -348,6 +354,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
 
     @admin.action(description=gettext_lazy("Send again"), permissions=["send_again"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
+        from connect_mailer.sending import outbox
+
         pks = list(queryset.values_list("pk", flat=True))
         rows = OutgoingMessage.objects.filter(pk__in=pks)
         with transaction.atomic(using=rows.db):
@@ -389,6 +397,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     @admin.action(description=gettext_lazy("Send now"), permissions=["send_again"])
     def send_now(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
         """Those that wait for their time, or for another try."""
+        from connect_mailer.sending import outbox
+
         pks = list(queryset.values_list("pk", flat=True))
         using = outbox.get_database()
         with transaction.atomic(using=using):
@@ -405,6 +415,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     @admin.action(description=gettext_lazy("Cancel"), permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
         """Those that have not left yet. They fail, and can be sent again."""
+        from connect_mailer.sending import outbox
+
         pks = list(queryset.values_list("pk", flat=True))
         using = outbox.get_database()
         reason = _("Cancelled by %(name)s.") % {"name": request.user.get_username()}
@@ -475,6 +487,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         return str(yesno(obj.content_id is not None))
 
     def _warn_of_pause(self, request: HttpRequest) -> None:
+        from connect_mailer.sending import outbox, pauses
+
         for pause in pauses.find_pauses(using=outbox.get_database()):
             if pause.ends_at is None:
                 label = OutgoingMessage.Stream(pause.stream).label

@@ -1,4 +1,7 @@
-"""The unsubscribe page: who is not written to, why and since when, and how that ends."""
+"""The unsubscribe page: who is not written to, why and since when, and how that ends.
+
+What its views need is imported by them: each process of a site imports the admin at its start.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,8 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from connect_mailer.account import suppressed
-from connect_mailer.account.aws import AWS
 from connect_mailer.admin.lists import LargeTableAdmin
 from connect_mailer.admin.parts import find_key
-from connect_mailer.admin.several import COLUMNS, SeveralForm, add
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import AccountError
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
@@ -152,6 +152,8 @@ class UnsubscribeAdmin(LargeTableAdmin):
 
     def several_view(self, request: HttpRequest) -> HttpResponse:
         """Paste or upload, look at what will be added and what is no address, add."""
+        from connect_mailer.admin.several import SeveralForm, add
+
         if not self.has_add_permission(request):
             raise PermissionDenied
         data = (request.POST, request.FILES) if request.method == "POST" else ()
@@ -181,8 +183,10 @@ class UnsubscribeAdmin(LargeTableAdmin):
         self, request: HttpRequest, queryset: QuerySet[Unsubscribe]
     ) -> StreamingHttpResponse:
         """As a file that “Add several” takes."""
+        from connect_mailer.admin.several import COLUMNS
+
         rows = queryset.order_by("pk").values_list(*COLUMNS, "created_at")
-        lines = _write_lines(rows.iterator(chunk_size=2000))
+        lines = _write_lines([*COLUMNS, "created_at"], rows.iterator(chunk_size=2000))
         response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
         response["Content-Disposition"] = 'attachment; filename="unsubscribes.csv"'
         return response
@@ -227,6 +231,9 @@ class UnsubscribeAdmin(LargeTableAdmin):
         return HttpResponseRedirect(reverse(name, current_app=self.admin_site.name))
 
     def _release_at_ses(self, request: HttpRequest, addresses: list[str]) -> None:
+        from connect_mailer.account import suppressed
+        from connect_mailer.account.aws import AWS
+
         aws = AWS()
         released = []
         try:
@@ -251,9 +258,9 @@ class _Echo:
         return text
 
 
-def _write_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+def _write_lines(names: list[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
     writer = csv.writer(cast(Any, _Echo()))
-    yield cast(str, writer.writerow([*COLUMNS, "created_at"]))
+    yield cast(str, writer.writerow(names))
     for row in rows:
         # An address may begin as a formula does: spreadsheets would run it.
         cells = (str(cell) for cell in row)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from django.urls import path
 
-from connect_mailer.feedback.webhook import endpoint
+from connect_mailer.feedback.endpoint import endpoint
 
 urlpatterns = [path("", endpoint)]

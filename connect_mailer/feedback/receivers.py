@@ -1,7 +1,7 @@
 """From feedback to suppression: who bounced for good or complained is not written to again.
 
-The receiver listens to django-bouncy's ``feedback`` signal, so it serves any sender of it;
-without django-bouncy there is nothing to listen to.
+``suppress`` listens to django-bouncy's ``feedback`` signal (``apps`` connects it), so it serves
+any sender of it; without django-bouncy there is nothing to listen to.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from django.apps import apps
+from typing import Any
 
 from connect_mailer.conf import MAX_LIST_LENGTH, conf
+from connect_mailer.feedback import DISPATCH_UID as DISPATCH_UID
 from connect_mailer.feedback import events, records
 from connect_mailer.feedback.events import Event
 from connect_mailer.logs import make_extra
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
 logger = logging.getLogger(__name__)
-
-DISPATCH_UID: Final = "connect_mailer.feedback.suppress"
 
 
 @dataclass(kw_only=True)
@@ -219,9 +216,3 @@ def _suppress_all(wanted: Mapping[tuple[str, str], str]) -> None:
                 source,
                 extra=make_extra({"source": source}, recipients=[address]),
             )
-
-
-if "django_bouncy" in apps.app_configs:
-    from django_bouncy import signals as bouncy_signals
-
-    bouncy_signals.feedback.connect(suppress, dispatch_uid=DISPATCH_UID)

@@ -17,13 +17,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from django.apps import apps
-from django.contrib.auth.decorators import login_not_required
 from django.core.cache import caches
 from django.core.cache.backends.db import BaseDatabaseCache
 from django.db import IntegrityError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
-from django.views.decorators.csrf import csrf_exempt
 
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import (
@@ -40,6 +38,7 @@ from connect_mailer.feedback import (
     sns,
     subscriptions,
 )
+from connect_mailer.feedback.endpoint import endpoint as endpoint
 from connect_mailer.logs import make_extra
 from connect_mailer.models import NotificationReceipt
 
@@ -54,10 +53,7 @@ _TOPIC_LOG_SECONDS: Final = 3600.0
 _topic_logged_at: float | None = None
 
 
-@csrf_exempt
-@login_not_required
-@transaction.non_atomic_requests
-def endpoint(request: HttpRequest) -> HttpResponse:
+def answer(request: HttpRequest) -> HttpResponse:
     """Take what SNS posts.
 
     200: taken, or taken before. 400: forged, foreign or malformed, and nothing was written.
