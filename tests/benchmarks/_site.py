@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @contextmanager
-def servers() -> Iterator[None]:
-    """A database of its own in PostgreSQL, Valkey, and Django on both in this process too."""
+def servers(*, peers: bool = False) -> Iterator[None]:
+    """A database of its own in PostgreSQL, Valkey, and Django on both in this process too.
+
+    ``peers``: with their apps, and the database connection is kept, as web processes do.
+    """
     import psycopg
 
     from tests import servers
@@ -41,6 +46,7 @@ def servers() -> Iterator[None]:
         "SITE_DATABASE": name,
         "SITE_REDIS_URL": f"{servers.valkey_url()}/0",
         "SITE_SES_URL": "http://127.0.0.1:9",
+        "SITE_PEERS": "1" if peers else "",
     }
     import django
     from django.core.management import call_command
@@ -96,6 +102,33 @@ def describe(what: str) -> str:
         f"{version('django')}, boto3 {version('boto3')}, {connection.vendor} "
         f"{'.'.join(map(str, connection.get_database_version()))}, {os.cpu_count()} cores; {what}"
     )
+
+
+def compare(title: str, acts: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> None:
+    """Do each act in turn and print how many a second it makes; each says how many it is.
+
+    Another one is first in each round, and one round more warms up.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in acts}
+    cpu: dict[str, list[float]] = {name: [] for name in acts}
+    names = list(acts)
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            act, number = acts[name]
+            started, cpu_started = time.perf_counter(), time.process_time()
+            act()
+            taken = time.perf_counter() - started, time.process_time() - cpu_started
+            if turn:
+                wall[name].append(taken[0] / number)
+                cpu[name].append(taken[1] / number)
+    first = statistics.median(wall[names[0]])
+    say(f"\n{title:<32}{'a second':>10}{'of first':>10}{'us each':>10}{'CPU us':>10}")
+    for name in names:
+        median = statistics.median(wall[name])
+        say(
+            f"{name:<32}{1 / median:>10,.0f}{first / median:>10.2f}{median * 1e6:>10,.0f}"
+            f"{statistics.median(cpu[name]) * 1e6:>10,.0f}"
+        )
 
 
 def empty() -> None:

@@ -1,7 +1,8 @@
-"""What an app adds to the start of a process: time and memory of ``django.setup()``.
+"""What an app adds to a process: time and memory, of ``django.setup()`` and of the first mail.
 
 Beside Django with Celery, which a site of this app has anyway. Each start is a process of its
-own; rounds are interleaved.
+own; rounds are interleaved. The first mail is that of a process that queues or sends: its backend
+is imported.
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ APPS = {
     "connect_mailer": ["connect_mailer", "connect_mailer.bouncy"],
     "django-ses": ["django_ses"],
     "django-anymail": ["anymail"],
+    "django-post-office": ["post_office"],
+    "django-mailer": ["mailer"],
 }
 BACKENDS = {
     "connect_mailer": "connect_mailer.backend",
     "django-ses": "django_ses",
     "django-anymail": "anymail.backends.amazon_ses",
+    "django-post-office": "post_office.backends",
+    "django-mailer": "mailer.backend",
 }
 
 CACHE = tempfile.TemporaryDirectory()
 
 SETUP = """
 import importlib, json, resource, sys, time
-started = time.perf_counter()
+started, cpu_started = time.perf_counter(), time.process_time()
 import celery, django
 from celery import shared_task, signals
 from django.conf import settings
@@ -45,13 +50,18 @@ settings.configure(
     USE_TZ=True,
 )
 django.setup()
+
+def look():
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[1])
+    cpu = (time.process_time() - cpu_started) * 1e3
+    return [(time.perf_counter() - started) * 1e3, cpu, pages * resource.getpagesize() / 1e6]
+
+at_start = look()
 if sys.argv[2]:
     importlib.import_module(sys.argv[2])
-seconds = time.perf_counter() - started
-with open("/proc/self/statm") as statm:
-    pages = int(statm.read().split()[1])
 has_boto3 = "boto3" in sys.modules or "botocore" in sys.modules
-print(json.dumps([seconds * 1e3, pages * resource.getpagesize() / 1e6, has_boto3]))
+print(json.dumps([*at_start, *look(), has_boto3]))
 """
 
 
@@ -65,16 +75,22 @@ def main() -> None:
         for name, apps in present.items():
             taken.setdefault(name, []).append(_start(apps, BACKENDS.get(name, "")))
     say(
-        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median of {ROUNDS} rounds\n\n"
-        f"{'':<20}{'ms':>8}{'more':>8}{'MB':>8}{'more':>8}  boto3"
+        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median of {ROUNDS} rounds; "
+        "what an app adds to the first line\n\n"
+        f"{'':<20}{'setup(): ms':>14}{'CPU ms':>8}{'MB':>8}{'and backend: ms':>18}{'CPU ms':>8}"
+        f"{'MB':>8}"
     )
-    base = [statistics.median(column) for column in zip(*taken["Django + Celery"], strict=True)]
+    first = None
     for name, figures in taken.items():
-        ms, mb, boto3 = (statistics.median(column) for column in zip(*figures, strict=True))
-        say(
-            f"{name:<20}{ms:>8.0f}{ms - base[0]:>+8.0f}{mb:>8.1f}{mb - base[1]:>+8.1f}"
-            f"  {'loaded' if boto3 else 'not loaded'}"
-        )
+        *medians, boto3 = (statistics.median(column) for column in zip(*figures, strict=True))
+        first = first or medians
+        cells = [
+            f"{here:.1f}" if first is medians else f"{here - there:+.1f}"
+            for here, there in zip(medians, first, strict=True)
+        ]
+        widths = (14, 8, 8, 18, 8, 8)
+        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        say(f"{name:<20}{line}  boto3 {'loaded' if boto3 else 'not loaded'}")
 
 
 def _start(apps: list[str], backend: str) -> list[float]:

@@ -31,3 +31,8 @@ CONNECT_MAILER = {
 }
 BOUNCY_TOPIC_ARN = os.environ.get("SITE_TOPIC", "")
 ALLOWED_HOSTS = ["*"]
+if os.environ.get("SITE_PEERS"):
+    from tests.benchmarks._peers import list_apps
+
+    INSTALLED_APPS = [*INSTALLED_APPS, *list_apps()]
+    DATABASES["default"]["CONN_MAX_AGE"] = None
