@@ -60,15 +60,15 @@ MUTANTS = [
         ),
         (
             "whatever a receiver raises",
-            'logger.exception("Notification not taken, SNS shall try again")\n',
-            'logger.exception("Notification not taken, SNS shall try again")\n        raise\n',
+            "extra=_describe(notification)\n        )\n        return _answer",
+            "extra=_describe(notification)\n        )\n        raise\n        return _answer",
         ),
         ("no other error is 500", "except Exception:", "except ZeroDivisionError:"),
         ("one transaction", "with transaction.atomic(using=using):", "if True:"),
         ("once, if not about mail", "records.make_receipt(notification, using=using)", "pass"),
         (
             "once, if somebody listens",
-            "True\n                records.make_receipt(notification, using=using)",
+            "True\n                    records.make_receipt(notification, using=using)",
             "True",
         ),
         (
@@ -88,6 +88,28 @@ MUTANTS = [
         ("subscribing is off", "if not conf.auto_subscribe:", "if False:"),
         ("subscribe pattern narrows", "not pattern.search(host)", "False"),
         ("ended subscriptions are loud", "logger.error(", "logger.debug("),
+        (
+            "an end is noted once",
+            "make_receipt(notification, using=using)\n            _signal_notification(not",
+            "is_taken(notification, using=using)\n            _signal_notification(not",
+        ),
+        (
+            "confirmed once",
+            "    if records.is_taken(notification, using=using):",
+            "    if False:",
+        ),
+        ("an end is noted", "subscriptions.note_ended(", "dict("),
+        (
+            "a validation begins",
+            "subscriptions.note_begun(notification.topic_arn, using=using)\n            logger",
+            "pass\n            logger",
+        ),
+        (
+            "a confirmation begins",
+            "subscriptions.note_begun(notification.topic_arn, using=using)\n    return status",
+            "pass\n    return status",
+        ),
+        ("a cache that hangs", "else sns.BriefCache(cache)", "else cache"),
         ("app installed", '"django_bouncy" not in apps.app_configs', "False"),
     ),
     *_mutants(
@@ -179,6 +201,21 @@ MUTANTS = [
             "timeout=CERTIFICATE_CACHE_SECONDS)\n    except Exception:",
             "timeout=CERTIFICATE_CACHE_SECONDS)\n    except ZeroDivisionError:",
         ),
+        ("fresh for a while", "if until > self._clock():", "if until:"),
+        ("fresh at all", "self._fresh[url] = pem, self._clock() + FRESH_SECONDS", "pass"),
+        (
+            "fresh is examined",
+            "return read_certificate(pem,",
+            "return _load_certificate(pem).key, (",
+        ),
+        ("fresh is bounded", "len(self._fresh) > MAX_CERTIFICATES", "False"),
+        ("fresh is forgotten", "self._fresh.pop(url, None)", "pass"),
+        (
+            "a cache is waited for briefly",
+            "answer.result(timeout=CACHE_SECONDS)",
+            "answer.result()",
+        ),
+        ("few wait", "not self._free.acquire(timeout=CACHE_SECONDS)", "False"),
         ("failures remembered", "self._failed[url] = self._clock() + FAILURE_SECONDS", "pass"),
         ("failures forgotten", "and until > self._clock()", ""),
         ("failures bounded", "len(self._failed) > MAX_FAILURES", "False"),
@@ -237,11 +274,7 @@ MUTANTS = [
             '.values_list("address", flat=True)\n    )',
             '.values_list("address", flat=True)[:0]\n    )',
         ),
-        (
-            "known ones once",
-            "sorted(keys - Unsubscribe.objects.find_keys({address for address, _ in wanted}))",
-            "sorted(keys)",
-        ),
+        ("says why", "wanted[address, source] = detail", 'wanted[address, source] = ""'),
         ("connected", "bouncy_signals.feedback.connect(", "str("),
     ),
     *_mutants(
@@ -250,13 +283,20 @@ MUTANTS = [
         ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),
     *_mutants(
+        "subscriptions.py",
+        ("begun again", "filter(name=_make_name(topic_arn)).delete()", "none()"),
+        ("of that topic", "topic == topic_arn and ", ""),
+        ("later", " and created_at > since", ""),
+    ),
+    *_mutants(
         "records.py",
-        ("once, if nobody listens", "        _insert_receipt(notification, connection),\n", ""),
-        ("rows if nobody listens", "        _insert_rows(event, notification, connection),\n", ""),
-        ("outbox if nobody listens", "        _look_up(event, connection),\n", ""),
+        ("once, if nobody listens", "        insert_receipt(notification, connection),\n", ""),
+        ("rows if nobody listens", "        insert_rows(event, notification, connection),\n", ""),
+        ("outbox if nobody listens", "look_up = _look_up(event, connection)", "look_up = None"),
+        ("for good", '("detail", "expires_at", "modified_at"), unique', '("detail",), unique'),
         ("not too many at once", "len(event.recipients) <= MAX_RECIPIENTS and (", "("),
         ("long ids", "key if len(key) <= 100 else ", "key if True else "),
-        ("values cut", "if isinstance(value, str)\n", "if False\n"),
+        ("values cut", "value[: longest[name]] if isinstance(value, str) else value", "value"),
         ("ids of rows", "if rows[0].pk is None:", "if False:"),
         ("hard", '"hard": event.type == events.PERMANENT', '"hard": True'),
         ("never downgrade", "and rank < _RANKS[status]", ""),
@@ -287,13 +327,40 @@ MUTANTS = [
 # Rules that only a server's tests can hold.
 if os.environ.get("TEST_DATABASE") == "postgres":
     MUTANTS += _mutants(
-        "records.py", ("locks are not waited for", "'{LOCK_SECONDS}s', true", "'0', true")
+        "records.py",
+        ("locks are not waited for", "lock_timeout = '{LOCK_SECONDS}s'", "lock_timeout = 0"),
+    )
+    MUTANTS += _mutants(
+        "webhook.py",
+        ("receivers of rows are told", "needs_rows\n            or signals", "signals"),
+        ("receivers of notifications are told", "or signals.notification.has_listeners()", ""),
+    )
+    MUTANTS += _mutants(
+        "deliveries.py",
+        ("a delivery once", "        records.insert_receipt(notification, connection),\n", ""),
+        ("its rows", "        records.insert_rows(event, notification, connection),\n", ""),
+        ("of mail that is settled", "if status != OutgoingMessage.Status.SENT:", "if False:"),
+        ("nobody is queued", " or any(status == _Status.QUEUED for _, status in recipients)", ""),
+        ("to its recipients", "not known.issuperset(reported)", "False"),
+        ("who was suppressed stays", " if status != _Status.SUPPRESSED", ""),
+        ("a delivery never downgrades", " AND status = '{_Status.SENT}'", ""),
+        ("tests don't count", "WHERE split_part(address, '@', -1) <> '{SIMULATOR_DOMAIN}' ", ""),
+        ("the tag names the row", "(row[3] != event.tag, row[0])", "row[0]"),
+        ("no id is not the same id", "event.ses_message_id or None", "event.ses_message_id"),
+        ("it is noted", "        (_NOTE, [pk, at, detail, reported]),\n", ""),
+        ("metrics", "tell_metrics((", "list(("),
+    )
+if os.environ.get("TEST_DATABASE", "sqlite") == "sqlite":
+    MUTANTS += _mutants(
+        "webhook.py",
+        ("locks are not waited for long", "sqlite_seconds > _SQLITE_SECONDS:", "False:"),
+        ("waiting is restored", "_pragma(connection, sqlite_seconds)", "pass"),
     )
 if os.environ.get("TEST_DATABASE") == "mysql":
     MUTANTS += _mutants(
         "webhook.py",
-        ("locks are not waited for", "_MYSQL_WAIT} = {records.LOCK_SECONDS}", "_MYSQL_WAIT} = 50"),
-        ("waiting is restored", '= @connect_mailer_wait")', '= 2")'),
+        ("locks are not waited for", "{name} = {records.LOCK_SECONDS}", "{name} = 50"),
+        ("waiting is restored", "= @connect_mailer_{name}", "= 2"),
     )
 
 

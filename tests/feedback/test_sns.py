@@ -347,7 +347,7 @@ def test_what_was_downloaded_for_another_reaches_the_cache(signer):
 
 
 def test_the_cache_is_asked_again_after_a_while_and_what_it_had_is_examined_each_time(
-    signer, monkeypatch
+    signer,
 ):
     now = [0.0]
 
@@ -366,29 +366,45 @@ def test_the_cache_is_asked_again_after_a_while_and_what_it_had_is_examined_each
     certificates.forget(signer.certificate_url)
     assert get(cache=full)
     assert full.asked == 3
-    # Nothing is believed for having been good a moment ago.
-    monkeypatch.setattr(sns, "MIN_KEY_BITS", 4096)
-    sns._load_certificate.cache_clear()
+
+
+def test_what_was_good_a_moment_ago_is_examined_and_bounded():
+    signer = SNSSigner.generate(name=HOST)
+    urls = make_urls(sns.MAX_CERTIFICATES * 2)
+    full = DictCache(dict.fromkeys(urls, signer.certificate_pem))
+    asked = []
+
+    def download(host, target):
+        asked.append(target)
+        raise NotificationUndecided("nothing is there")
+
+    certificates = sns.Certificates(download)
+    for url in urls:
+        assert certificates.get_key(url, host=HOST, cache=full)
+    assert len(certificates._fresh) == sns.MAX_CERTIFICATES
     with pytest.raises(NotificationUndecided):
-        get(cache=full)
+        certificates.get_key(urls[-1], host="sns.eu-west-1.amazonaws.com", cache=DictCache())
+    assert len(asked) == 1
 
 
 def test_a_cache_that_does_not_answer_is_not_waited_for(signer, monkeypatch):
     monkeypatch.setattr(sns, "CACHE_SECONDS", 0.05)
     done = threading.Event()
+    waited = []
 
     class Hanging:
         def get(self, key, /):
-            done.wait(30)
+            waited.append(done.wait(20))
 
         def set(self, key, value, /, timeout):
-            done.wait(30)
+            waited.append(done.wait(20))
 
     pem = signer.certificate_pem.encode()
     for _ in range(sns.MAX_WAITING * 2):
         certificates = sns.Certificates(lambda host, target: pem)
         cache = sns.BriefCache(Hanging())
         assert certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+        assert not waited
     assert sum(thread.name == "sns-cache" for thread in threading.enumerate()) <= sns.MAX_WAITING
     done.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import uuid
 
 import pytest
@@ -232,6 +233,34 @@ def test_a_cache_that_is_down_is_worked_around(post, signer, monkeypatch):
     assert post(signer.notification("x")).status_code == 200
     assert post(signer.notification("x")).status_code == 200
     assert len(asked) == 1
+
+
+def test_a_cache_that_hangs_is_not_waited_for(post, signer, monkeypatch):
+    done = threading.Event()
+    monkeypatch.setattr(sns, "CACHE_SECONDS", 0.05)
+    monkeypatch.setattr(
+        type(caches["default"]), "get", lambda *args: done.wait(20) and signer.certificate_pem
+    )
+    try:
+        assert post(signer.notification("x")).status_code == 503
+    finally:
+        done.set()
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="servers have a limit of their own")
+def test_sqlite_waits_briefly_where_it_is_set_to_wait_long(post, signer, monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"timeout": 60})
+    waits = []
+
+    def note(execute, sql, *rest):
+        waits.append(connection.connection.execute("PRAGMA busy_timeout").fetchone()[0])
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(note):
+        assert post(signer.notification("x")).status_code == 200
+    assert set(waits[1:]) == {2000}
+    with connection.cursor() as cursor:
+        assert cursor.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
 
 
 def test_verification_cannot_be_switched_off(post, signer, settings):
@@ -640,7 +669,10 @@ def test_many_are_unsubscribed_together_and_known_ones_once(post, signer, caplog
 A, B, ROBOT = "a@example.com", "b@example.com", "success@simulator.amazonses.com"
 
 
-@pytest.mark.parametrize("by", ["tag", "id", "both", "neither"])
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [("Delivery", "tag"), ("Delivery", "id"), ("Delivery", "neither"), ("Send", "both")],
+)
 @pytest.mark.parametrize(
     ("status", "recipients", "reported"),
     [
@@ -662,7 +694,6 @@ A, B, ROBOT = "a@example.com", "b@example.com", "success@simulator.amazonses.com
         ("failed", {A: "sent"}, [A]),
     ],
 )
-@pytest.mark.parametrize("kind", ["Delivery", "Send"])
 def test_a_delivery_is_recorded_the_same_whether_somebody_listens(
     signer,
     connected,
@@ -681,7 +712,7 @@ def test_a_delivery_is_recorded_the_same_whether_somebody_listens(
     tag = uuid.uuid4()
     mail = make_mail(
         list(recipients),
-        ses_message_id="an-id" if by in ("id", "both") else "another",
+        ses_message_id={"neither": "", "tag": "another"}.get(by, "an-id"),
         tag=tag if by in ("tag", "both") else None,
     )
     event = make_delivery(reported, mail=mail)
@@ -689,7 +720,8 @@ def test_a_delivery_is_recorded_the_same_whether_somebody_listens(
     outcomes = []
     for _ in range(2):
         # The tag is of the second, where both have the id.
-        other = make_message(status="sent", ses_message_id="an-id", content=None)
+        other_id = "" if by == "neither" else "an-id"
+        other = make_message(status="sent", ses_message_id=other_id, content=None)
         message = make_message(uuid=tag, status=status, ses_message_id="an-id", content=None)
         for row in (message, other):
             for address, state in recipients.items():
