@@ -56,7 +56,7 @@ MAX_CERTIFICATES: Final = 32
 # For how long a process uses a certificate without asking the cache for it again, and for how
 # long it waits for the cache.
 FRESH_SECONDS: Final = 30.0
-CACHE_SECONDS: Final = 1.0
+CACHE_SECONDS: Final = 0.5
 MAX_WAITING: Final = 8
 CERTIFICATE_CACHE_SECONDS: Final = 24 * 3600
 MIN_KEY_BITS: Final = 2048
@@ -497,11 +497,12 @@ class BriefCache:
             finally:
                 self._free.release()
 
+        deadline = time.monotonic() + CACHE_SECONDS
         # So many threads at most hang there, however many requests come.
         if not self._free.acquire(timeout=CACHE_SECONDS):
             raise TimeoutError
         threading.Thread(target=run, name="sns-cache", daemon=True).start()
-        return answer.result(timeout=CACHE_SECONDS)
+        return answer.result(timeout=_left(deadline))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

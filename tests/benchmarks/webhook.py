@@ -8,6 +8,8 @@ handler; both have the certificate in their cache and verify the signature. What
     outbox, which doesn't know the mail, as it doesn't know who sends without it.
 ``settled``
     the same for a mail of the outbox: its recipients, its history and the tallies as well.
+``told``
+    as ``ours``, and a receiver of the site's listens to ``feedback``: instances are made.
 ``recorded``
     django-ses, with the receiver that a site would write to record the same: receipt, one
     row a recipient by ``create()``, and its own blacklist. Atomic, but no outbox.
@@ -40,11 +42,11 @@ from io import BytesIO
 from typing import Any
 from unittest import mock
 
-ROUNDS = 7
+ROUNDS = 5
 NOTIFICATIONS = {1: 150, 10: 60, 50: 30}
 FORGERIES = 2000
 
-_PATHS = {"ours": "/ours/", "settled": "/ours/", "floor": "/floor/"}
+_PATHS = {"ours": "/ours/", "settled": "/ours/", "told": "/ours/", "floor": "/floor/"}
 _MODE = {"bulk": False, "records": False}
 
 urlpatterns: list[Any] = []
@@ -126,6 +128,10 @@ def _insert_one(request: Any) -> Any:
     with transaction.atomic():
         NotificationReceipt.objects.create(message_id=str(uuid.uuid4()))
     return HttpResponse(b"OK")
+
+
+def _listen(**kwargs: Any) -> None:
+    pass
 
 
 def _record_delivery(
@@ -219,7 +225,9 @@ class _Bench:
                 self._compare(kind, size)
 
     def _compare(self, kind: str, size: int) -> None:
-        names = ("ours", "settled", "recorded", "bulk", "bare", "floor")
+        from django_bouncy import signals
+
+        names = ("ours", "settled", "told", "recorded", "bulk", "bare", "floor")
         wall: dict[str, list[float]] = {name: [] for name in names}
         cpu: dict[str, list[float]] = {name: [] for name in names}
         for number in range(ROUNDS + 1):
@@ -230,7 +238,10 @@ class _Bench:
                     for _ in range(NOTIFICATIONS[size])
                 ]
                 _MODE.update(records=name != "bare", bulk=name == "bulk")
+                if name == "told":
+                    signals.feedback.connect(_listen)
                 seconds, cpu_seconds = self._time(_PATHS.get(name, "/theirs/"), bodies, {200})
+                signals.feedback.disconnect(_listen)
                 if number:  # the first warms up
                     wall[name].append(seconds / len(bodies))
                     cpu[name].append(cpu_seconds / len(bodies))

@@ -212,7 +212,7 @@ MUTANTS = [
         ("fresh is forgotten", "self._fresh.pop(url, None)", "pass"),
         (
             "a cache is waited for briefly",
-            "answer.result(timeout=CACHE_SECONDS)",
+            "answer.result(timeout=_left(deadline))",
             "answer.result()",
         ),
         ("few wait", "not self._free.acquire(timeout=CACHE_SECONDS)", "False"),
