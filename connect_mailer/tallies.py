@@ -51,6 +51,11 @@ KEEP_DAYS: Final = 100
 _CHUNK: Final = 5000
 
 
+def is_simulated(address: str) -> bool:
+    """Whether an address is the simulator's."""
+    return address.lower().endswith(f"@{SIMULATOR_DOMAIN}")
+
+
 def count(rows: Iterable[Tally], *, using: str) -> None:
     """Insert ``rows``, without a time yet: as of now, in one statement."""
     counted = [row for row in rows if any(getattr(row, name) for name in COUNTS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -161,11 +161,16 @@ def _bounce(
     bounce_type: str = "Transient",
     subtype: str = "General",
     addresses: Sequence[str] = ("a@example.org",),
+    sent_at: datetime | None = None,
 ) -> None:
     event = events.read(
         {
             "notificationType": "Bounce",
-            "mail": {"messageId": "x", "destination": [*addresses]},
+            "mail": {
+                "messageId": "x",
+                "destination": [*addresses],
+                "timestamp": sent_at.isoformat() if sent_at else None,
+            },
             "bounce": {
                 "bounceType": bounce_type,
                 "bounceSubType": subtype,
@@ -208,6 +213,8 @@ def test_who_bounces_again_and_again_is_left_out_for_a_while(settings: Any) -> N
         (("delivered", ""), "General", {}),
         (("sent", ""), "General", {}),
         (("bounced", "Transient/MessageTooLarge: big"), "General", {}),
+        # an answer of somebody out of office
+        (("bounced", "Transient/General"), "General", {}),
         (("bounced", SOFT, 15), "General", {}),
         (("suppressed", SOFT), "General", {}),
         (("bounced", SOFT), "ContentRejected", {}),
@@ -238,6 +245,17 @@ def test_many_who_bounce_cost_as_many_queries_as_one(django_assert_num_queries: 
     assert Unsubscribe.objects.filter(expires_at__isnull=False).count() == 20
     # Who is left out for good stays so.
     assert Unsubscribe.objects.get(detail="hard").expires_at is None
+
+
+@pytest.mark.parametrize(("status", "is_left_out"), [("sent", True), ("delivered", False)])
+def test_mail_that_was_sent_since_says_nothing_before_it_arrives(
+    status: str, is_left_out: bool
+) -> None:
+    for number in range(5):
+        _write("bounced", SOFT, days=5 - number)
+    _write(status)
+    _bounce(sent_at=timezone.now() - timedelta(days=1, minutes=1))
+    assert Unsubscribe.objects.exists() is is_left_out
 
 
 def test_a_hard_bounce_lasts_and_says_why() -> None:

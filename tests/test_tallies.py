@@ -122,11 +122,21 @@ def test_feedback_is_counted_by_kind_and_domain() -> None:
 
 
 @LOCMEM
-def test_the_simulator_harms_no_reputation() -> None:
-    message = _queue("bounce@simulator.amazonses.com")
+@pytest.mark.parametrize("is_told_first", [False, True])
+def test_the_simulator_neither_harms_nor_helps_a_reputation(is_told_first: bool) -> None:
+    message = _queue("Bounce@simulator.amazonses.com", "a@example.org")
+
+    def tell() -> None:
+        _tell("Bounce", message, "bounce@simulator.amazonses.com", bounceType="Permanent")
+
+    if is_told_first:
+        tell()
     deliver_all()
-    _tell("Bounce", message, "bounce@simulator.amazonses.com", bounceType="Permanent")
-    assert _sum("bounced") == {"bounced": 0}
+    if not is_told_first:
+        tell()
+    assert _sum("written", "bounced") == {"written": 1, "bounced": 0}
+    statuses = message.recipients.order_by("pk").values_list("status", flat=True)
+    assert list(statuses) == ["bounced", "sent"]
     assert MessageEvent.objects.get().kind == "bounced"
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Final
 
+from django.conf import settings
 from django.db.models import F, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
@@ -42,20 +43,25 @@ def follow(event: Event) -> None:
         if not events.is_delayed(recipient.action)
         and (address := events.find_addressee(recipient.address, event.destination)) is not None
     }
+    written = OutgoingRecipient.objects.filter(
+        address__in=addresses,
+        message__sent_at__gte=now - timedelta(days=conf.soft_bounce_days),
+    ).exclude(status__in=[Status.QUEUED, Status.SUPPRESSED])
+    if event.sent_at:
+        # Of what was sent since, it is too early to know: servers try for hours.
+        sent_at = event.sent_at if settings.USE_TZ else timezone.make_naive(event.sent_at)
+        written = written.exclude(status=Status.SENT, message__sent_at__gt=sent_at)
     written = (
-        OutgoingRecipient.objects.filter(
-            address__in=addresses,
-            message__sent_at__gte=now - timedelta(days=conf.soft_bounce_days),
+        written.annotate(
+            back=Window(RowNumber(), partition_by=F("address"), order_by=F("pk").desc())
         )
-        .exclude(status__in=[Status.QUEUED, Status.SUPPRESSED])
-        .annotate(back=Window(RowNumber(), partition_by=F("address"), order_by=F("pk").desc()))
         .filter(back__lte=limit)
         .order_by("back")
     )
     last: defaultdict[str, list[str]] = defaultdict(list)
     for address, status, reason in written.values_list("address", "status", "reason"):
-        # What was sent and of which nothing is known arrived, as far as anybody knows.
-        if status == Status.BOUNCED and reason.startswith(_COUNTED):
+        # Other mail of which nothing is known arrived, as far as anybody knows.
+        if status == Status.BOUNCED and _is_counted(reason):
             last[address].append(reason)
     details = {
         address: f"{limit} soft bounces in a row, at last: {reasons[0]}"
@@ -79,3 +85,12 @@ def follow(event: Event) -> None:
                 {"source": source, "ses_id": event.ses_message_id}, recipients=[address]
             ),
         )
+
+
+def _is_counted(reason: str) -> bool:
+    """Whether a reason (``records``) is a server's, and about the mailbox.
+
+    Who is out of office answers with a soft bounce as well, but no server's words are in it.
+    Source: SES developer guide, "Using the mailbox simulator", automatic responses.
+    """
+    return reason.startswith(_COUNTED) and ": " in reason

@@ -39,7 +39,7 @@ from connect_mailer.models import (
     Unsubscribe,
     find_user_ids,
 )
-from connect_mailer.tallies import SIMULATOR_DOMAIN, count
+from connect_mailer.tallies import SIMULATOR_DOMAIN, count, is_simulated
 
 logger = logging.getLogger(__name__)
 
@@ -341,7 +341,10 @@ def settle(event: Event, *, using: str) -> None:
                 changed[recipient.pk] = recipient
     if changed:
         _update(changed.values(), using)
-    counted.written = sum(recipient.pk in queued for recipient in changed.values())
+    counted.written = sum(
+        recipient.pk in queued and not is_simulated(recipient.address)
+        for recipient in changed.values()
+    )
     count([counted, *_count_outcomes(message, event, changed.values())], using=using)
     if noted:
         MessageEvent.objects.using(using).bulk_create(noted)

@@ -53,7 +53,7 @@ from connect_mailer.sending.ses import Envelope, SESClient
 from connect_mailer.sending.suppression import Candidate, Suppression
 from connect_mailer.sending.transport import Transport, get_transport
 from connect_mailer.sending.wakeups import HELP, PAUSE, REMEMBER_SECONDS, WAKE, name_drain
-from connect_mailer.tallies import count
+from connect_mailer.tallies import count, is_simulated
 
 logger = logging.getLogger(__name__)
 
@@ -707,7 +707,11 @@ class Drain:
         self._bytes -= len(slot.envelope.mime)
         result: outbox.Result
         if isinstance(answer, str):
-            result = outbox.Sent.of(slot, ses_message_id=answer)
+            result = outbox.Sent.of(
+                slot,
+                ses_message_id=answer,
+                to_simulator=any(map(is_simulated, slot.envelope.recipients)),
+            )
             if logger.isEnabledFor(logging.INFO):
                 logger.info(
                     "Sent row %s as %s.",
