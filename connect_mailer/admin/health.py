@@ -171,12 +171,13 @@ class HealthAdmin(HealthModelAdmin):
         if not form.is_valid():
             raise PermissionDenied
         stream, action = form.cleaned_data["stream"], form.cleaned_data["action"]
-        reason = form.cleaned_data["reason"].strip()
+        # Not within the f-string below, where makemessages would not find it.
+        reason = form.cleaned_data["reason"].strip() or _("No reason given")
         using = outbox.get_database()
         label = OutgoingMessage.Stream(stream).label if stream else _("account")
         with transaction.atomic(using=using):
             if action == "pause":
-                note = f"{reason or _('No reason given')} ({request.user.get_username()})"
+                note = f"{reason} ({request.user.get_username()})"
                 done = pauses.pause(stream, note, using=using)
                 told = _("The stream “%(stream)s” is paused.") % {"stream": label}
                 logged = _("Paused: %(reason)s") % {"reason": note}

@@ -112,8 +112,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     )
     search_fields = ("subject",)  # and more: see `get_search_results`
     search_help_text = gettext_lazy(
-        "A recipient (written to or not) or an SES id, of all messages; sender and words of the "
-        "subject, of the newest."
+        "A recipient (written to or not) or an SES id, of all messages; a sender and words of the "
+        "subject, of the newest 100,000."  # lists.SEARCHED_ROWS
     )
     fieldsets = (
         (

@@ -51,7 +51,7 @@ class UnsubscribeAdmin(LargeTableAdmin):
     list_select_related = ("user",)
     date_hierarchy = "created_at"
     search_fields = ("address",)
-    search_help_text = gettext_lazy("A whole address; parts of one, of the newest.")
+    search_help_text = gettext_lazy("A whole address; parts of one, of the newest 100,000.")
     raw_id_fields = ("user",)
 
     class Media:
