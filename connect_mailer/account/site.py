@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -18,13 +18,13 @@ from django.conf import settings
 from django.core import checks
 from django.db import DatabaseError
 from django.db.models.expressions import CombinedExpression
-from django.urls import NoReverseMatch, get_resolver, reverse
 
 from connect_mailer.account.findings import Finding, error, note, ok, warning
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import ConfigurationError
 from connect_mailer.feedback import subscriptions
+from connect_mailer.links import make_url
 from connect_mailer.models import Lease, OutgoingMessage
 from connect_mailer.optout.headers import unsubscribe_url
 from connect_mailer.sending import leases, outbox
@@ -245,14 +245,7 @@ def get_webhook_url() -> str:
     # With cryptography, which a process that only shows the admin need not load.
     from connect_mailer.feedback.endpoint import endpoint
 
-    base = conf.unsubscribe_base_url
-    try:
-        return base and base + reverse(endpoint, urlconf=cast("str", get_resolver().urlconf_name))
-    except NoReverseMatch as failure:
-        raise ConfigurationError(
-            "The URLs of the app are not included: add path('mail/', "
-            "include('connect_mailer.urls')) to the root URLconf."
-        ) from failure
+    return make_url(endpoint)
 
 
 def _examine_webhook() -> Iterator[Finding]:

@@ -10,15 +10,15 @@ Source: SES developer guide, "Using the Amazon SES account-level suppression lis
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
-from connect_mailer import addresses
+from connect_mailer import addresses, imports
 from connect_mailer.account.aws import AWS
 from connect_mailer.exceptions import AccountError, InvalidAddress
-from connect_mailer.models import Unsubscribe, UnsubscribeKey
+from connect_mailer.imports import Entry
+from connect_mailer.models import Unsubscribe
 
 REASONS: Final[dict[str, str]] = {
     "BOUNCE": Unsubscribe.Source.BOUNCE,
@@ -27,56 +27,44 @@ REASONS: Final[dict[str, str]] = {
 _SOURCES: Final = {source: reason for reason, source in REASONS.items()}
 # As many as SES gives at most. Source: SES API reference v2, ListSuppressedDestinations.
 PAGE_SIZE: Final = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One address on SES's list; ``reason`` is a key of ``REASONS``."""
-
-    address: str
-    reason: str
-    since: datetime
+# Between two calls. Source: SES developer guide, "Service quotas": one call a second, all but for
+# sending.
+PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Some entries, and the token of the page after them; empty: there is none."""
+    """Some entries of SES's list, and the token of the page after them; empty: there is none."""
 
     entries: Sequence[Entry]
     next_token: str
 
+    @property
+    def addresses(self) -> set[str]:
+        """As ``find_local`` has them."""
+        return {entry.address.lower() for entry in self.entries}
 
-def read_pages(aws: AWS, *, token: str = "") -> Iterator[Page]:
-    """SES's list, a page at a time; ``token`` is where to go on."""
+
+def read_pages(aws: AWS, *, token: str = "", pause_seconds: float = 0.0) -> Iterator[Page]:
+    """SES's list, a page at a time; ``token`` is where to go on.
+
+    ``pause_seconds`` is waited between two calls.
+    """
     for page in aws.pages("sesv2", "ListSuppressedDestinations", token=token, PageSize=PAGE_SIZE):
+        next_token = page.get("NextToken") or ""
         yield Page(
             entries=[
                 Entry(
                     address=str(one["EmailAddress"]),
-                    reason=str(one["Reason"]),
+                    source=REASONS.get(one["Reason"], str(one["Reason"])),
                     since=one["LastUpdateTime"],
                 )
                 for one in page.get("SuppressedDestinationSummaries", ())
             ],
-            next_token=page.get("NextToken") or "",
+            next_token=next_token,
         )
-
-
-def pull(entries: Iterable[Entry]) -> tuple[int, list[str]]:
-    """Add a row of ``Unsubscribe`` for each entry that has none.
-
-    Returns how many are new, and the addresses that were skipped because they are none.
-    """
-    wanted: set[UnsubscribeKey] = set()
-    skipped = []
-    for entry in entries:
-        try:
-            wanted.add((addresses.normalise(entry.address), str(REASONS[entry.reason]), ""))
-        except (InvalidAddress, KeyError):
-            skipped.append(entry.address)
-    new = wanted - Unsubscribe.objects.find_keys({address for address, _source, _list in wanted})
-    Unsubscribe.objects.add_all(new)
-    return len(new), skipped
+        if next_token:
+            time.sleep(pause_seconds)
 
 
 def find_missing(entries: Iterable[Entry]) -> list[Entry]:
@@ -105,9 +93,24 @@ def find_local() -> Iterator[tuple[str, str]]:
         last = address
 
 
-def put(aws: AWS, address: str, reason: str) -> None:
-    """Put one address onto SES's list."""
-    aws.call("sesv2", "PutSuppressedDestination", EmailAddress=address, Reason=reason)
+def push(
+    aws: AWS,
+    rows: Iterable[tuple[str, str]],
+    *,
+    pause_seconds: float,
+    tell: Callable[[], object] = lambda: None,
+) -> int:
+    """Put addresses, each with its reason, onto SES's list; return how many.
+
+    ``tell`` is called after each; ``pause_seconds`` is waited between two.
+    """
+    number = 0
+    for address, reason in rows:
+        aws.call("sesv2", "PutSuppressedDestination", EmailAddress=address, Reason=reason)
+        number += 1
+        tell()
+        time.sleep(pause_seconds)
+    return number
 
 
 def release(aws: AWS, address: str) -> bool:
@@ -121,21 +124,12 @@ def release(aws: AWS, address: str) -> bool:
     return True
 
 
-def synchronise(aws: AWS, *, pause_seconds: float = 1.0) -> tuple[int, int]:
-    """Pull, then push what SES's list lacks; return how many are new here and there.
-
-    ``pause_seconds`` is waited between two calls.
-    Source: SES developer guide, "Service quotas": one call a second, all but for sending.
-    """
-    pulled = pushed = 0
+def synchronise(aws: AWS) -> tuple[int, int]:
+    """Pull, then push what SES's list lacks; return how many are new here and there."""
+    pulled = 0
     there: set[str] = set()
-    for page in read_pages(aws):
-        there.update(entry.address.lower() for entry in page.entries)
-        pulled += pull(page.entries)[0]
-        time.sleep(pause_seconds)
-    for address, reason in find_local():
-        if address not in there:
-            put(aws, address, reason)
-            pushed += 1
-            time.sleep(pause_seconds)
-    return pulled, pushed
+    for page in read_pages(aws, pause_seconds=PAUSE_SECONDS):
+        there |= page.addresses
+        pulled += imports.store(page.entries).new
+    lacking = (row for row in find_local() if row[0] not in there)
+    return pulled, push(aws, lacking, pause_seconds=PAUSE_SECONDS)

@@ -6,12 +6,8 @@ Source: RFC 2369 section 3.2 (``List-Unsubscribe``), RFC 8058 section 3.1
 
 from __future__ import annotations
 
-from typing import cast
-
-from django.urls import NoReverseMatch, get_resolver, reverse
-
 from connect_mailer.conf import conf
-from connect_mailer.exceptions import ConfigurationError
+from connect_mailer.links import make_url
 from connect_mailer.optout.tokens import make_token
 
 # What a line holds beside the name of the header (RFC 5322 section 2.1.1: 998 in all).
@@ -27,8 +23,11 @@ def unsubscribe_url(address: str, mailing_list: str = "") -> str:
         InvalidAddress: ``address`` is none.
         ConfigurationError: the site has a base URL, but did not include ``connect_mailer.urls``.
     """
-    base = conf.unsubscribe_base_url
-    return base and base + _path(make_token(address, mailing_list))
+    from connect_mailer.optout.views import unsubscribe
+
+    if not conf.unsubscribe_base_url:
+        return ""
+    return make_url(unsubscribe, token=make_token(address, mailing_list))
 
 
 def for_recipient(address: str, mailing_list: str = "") -> dict[str, str]:
@@ -53,21 +52,3 @@ def for_recipient(address: str, mailing_list: str = "") -> dict[str, str]:
     if url:
         headers["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
     return headers
-
-
-def _path(token: str) -> str:
-    from connect_mailer.optout.views import unsubscribe
-
-    try:
-        # By the view, because a site may have a URL of its own named "unsubscribe"; and in the
-        # root URLconf, because a request may be served by another (`request.urlconf`), while
-        # the link has to be the same wherever the mail is written.
-        return reverse(
-            unsubscribe, urlconf=cast("str", get_resolver().urlconf_name), kwargs={"token": token}
-        )
-    except NoReverseMatch as error:
-        raise ConfigurationError(
-            "Unsubscribe links are on, because UNSUBSCRIBE_BASE_URL or ORIGIN is set, but there "
-            "is no page for them: add path('mail/', include('connect_mailer.urls')) to the "
-            "root URLconf, or set CONNECT_MAILER['UNSUBSCRIBE_BASE_URL'] to ''."
-        ) from error

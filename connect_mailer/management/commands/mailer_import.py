@@ -74,15 +74,8 @@ class Command(BaseCommand):
         if file is not None:
             return imports.read_csv(file)
         if source == "ses":
-            return (
-                Entry(
-                    address=one.address,
-                    source=suppressed.REASONS.get(one.reason, one.reason),
-                    since=one.since,
-                )
-                for page in suppressed.read_pages(AWS())
-                for one in page.entries
-            )
+            pages = suppressed.read_pages(AWS(), pause_seconds=suppressed.PAUSE_SECONDS)
+            return (entry for page in pages for entry in page.entries)
         return _TABLES[source][0]()
 
     def _take_queue(self, queue: OldQueue, *, is_dry: bool) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from connect_mailer import imports
 from connect_mailer.account import suppressed
 from connect_mailer.account.aws import AWS
 from connect_mailer.exceptions import AccountError
@@ -57,35 +59,31 @@ class Command(BaseCommand):
             reason = str(error) or "Interrupted."
             raise CommandError(f"{reason}\nGo on with: {go_on}") from error
 
-    def _pages(self, aws: AWS) -> Any:
-        for page in suppressed.read_pages(aws, token=self._token):
+    def _pages(self, aws: AWS) -> Iterator[suppressed.Page]:
+        pages = suppressed.read_pages(aws, token=self._token, pause_seconds=self._seconds)
+        for page in pages:
             yield page
             self._token = page.next_token
-            if page.next_token:
-                time.sleep(self._seconds)
 
     def _pull(self, aws: AWS) -> None:
         new = 0
-        skipped: list[str] = []
+        skipped = Counter[str]()
         with Progress(self.stderr) as progress:
+            # Page by page, so that what comes before the token is there.
             for page in self._pages(aws):
-                added, refused = suppressed.pull(page.entries)
-                new += added
-                skipped += refused
-                progress.advance(len(page.entries))
+                found = imports.store(page.entries, tell=progress.advance)
+                new += found.new
+                skipped += found.skipped
         self.stdout.write(f"{progress.done:,} on SES's list, {new:,} new here.")
-        for address in skipped:
-            self.stdout.write(f"Skipped, not an address: {address!r}")
+        for reason, count in skipped.most_common():
+            self.stdout.write(f"  skipped {count:,}: {reason}")
 
     def _push(self, aws: AWS) -> None:
-        there = {entry.address.lower() for page in self._pages(aws) for entry in page.entries}
-        missing = [one for one in suppressed.find_local() if one[0] not in there]
-        with Progress(self.stderr, total=len(missing)) as progress:
-            for address, reason in missing:
-                suppressed.put(aws, address, reason)
-                progress.advance()
-                time.sleep(self._seconds)
-        self.stdout.write(f"{len(missing):,} put onto SES's list, {len(there):,} were there.")
+        there = {address for page in self._pages(aws) for address in page.addresses}
+        lacking = [row for row in suppressed.find_local() if row[0] not in there]
+        with Progress(self.stderr, total=len(lacking)) as progress:
+            suppressed.push(aws, lacking, pause_seconds=self._seconds, tell=progress.advance)
+        self.stdout.write(f"{len(lacking):,} put onto SES's list, {len(there):,} were there.")
 
     def _diff(self, aws: AWS) -> None:
         there: set[str] = set()
@@ -93,7 +91,7 @@ class Command(BaseCommand):
         for page in self._pages(aws):
             there.update(entry.address.lower() for entry in page.entries)
             rows += [
-                (entry.address, entry.reason.lower(), "SES only")
+                (entry.address, entry.source, "SES only")
                 for entry in suppressed.find_missing(page.entries)
             ]
         rows += [
