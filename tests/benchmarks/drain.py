@@ -5,8 +5,10 @@ or at once. Queueing, imports and set-up come before the clock starts; it ends w
 row is settled. Rounds of all are interleaved.
 
 *boto3* and *lean* are the floors: the client alone in 50 threads, messages from memory, no
-database, no pace. The peers that send one message after the other run in one process as they
-are: django-ses and django-anymail in a loop over ``send_messages()``.
+database, no pace. The peers run as they are published, through django-ses where they need a
+backend: those that Celery runs in two workers with 50 threads each, django-post-office in two
+processes with 50 threads each; those that send one message after the other in one process, and
+fewer messages.
 
 Memory, after that: what a drain's process has at most for a small and for a large backlog, and
 for messages of 40 MB.
@@ -22,11 +24,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 
+from tests.benchmarks._peers import find_queues
 from tests.benchmarks._site import say
 
-ROUNDS = 3
+ROUNDS = int(os.environ.get("DRAIN_ROUNDS", "3"))
 PROCESSES = 2
 CONCURRENCY = 50
 # Messages of a round, where SES answers after 50 ms and at once.
@@ -45,9 +49,10 @@ BODY = 20 * ("Body " * 10 + "\n")
 
 def main() -> None:
     """Print the tables."""
-    from tests.benchmarks import _site
+    from tests.benchmarks import _peers, _site
 
-    with _site.servers():
+    with _site.servers(peers=True):
+        _peers.prepare()
         say(_site.describe(f"{PROCESSES} worker processes, median of {ROUNDS} rounds"))
         for seconds in MESSAGES:
             _compare(seconds)
@@ -102,8 +107,9 @@ def _run(name: str, url: str, messages: int) -> tuple[float, float]:
     from tests.benchmarks import _site
 
     prepare, _ = ROLES[name]
-    processes = 1 if name in PEERS else PROCESSES
-    messages = SLOW_MESSAGES if name in PEERS else messages
+    if name in ALONE:
+        messages = ALONE[name]
+    processes = 1 if name in ALONE else PROCESSES
     prepare(messages)
     each = messages // processes
     workers = [_site.start("drain", name, str(each), SITE_SES_URL=url) for _ in range(processes)]
@@ -134,9 +140,15 @@ def work(name: str, *args: str) -> None:
     act = make(int(args[0]))
     say("ready")
     sys.stdin.readline()
-    started = time.process_time()
+    started = _read_cpu()
     sent = act()
-    say(json.dumps({"sent": sent, "cpu": time.process_time() - started}))
+    say(json.dumps({"sent": sent, "cpu": _read_cpu() - started}))
+
+
+def _read_cpu() -> float:
+    """Of this process and those that it had."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _work_in_memory() -> None:
@@ -218,16 +230,12 @@ def _loop(path: str) -> Callable[[int], Callable[[], int]]:
     """Django's ``send_messages()`` through a backend that sends at once."""
 
     def make(messages: int) -> Callable[[], int]:
-        from django.conf import settings
         from django.core.mail import EmailMessage
         from django.utils.module_loading import import_string
 
-        url = os.environ["SITE_SES_URL"]
-        os.environ["AWS_ENDPOINT_URL_SESV2"] = url
-        os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
-        os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-        settings.USE_SES_V2, settings.AWS_SES_REGION_NAME = True, "us-east-1"
-        settings.AWS_SES_REGION_ENDPOINT_URL, settings.AWS_SES_AUTO_THROTTLE = url, None
+        from tests.benchmarks import _peers
+
+        _peers.send_by_ses()
         backend = import_string(path)()
         mails = [
             EmailMessage("News", BODY, "site@example.com", [f"u{number}@example.org"])
@@ -238,10 +246,51 @@ def _loop(path: str) -> Callable[[int], Callable[[], int]]:
     return make
 
 
-PEERS = {
+def _queue_by(path: str) -> Callable[[int], None]:
+    def prepare(messages: int) -> None:
+        from django.core.mail import EmailMessage
+        from django.utils.module_loading import import_string
+
+        from tests.benchmarks import _peers
+
+        _peers.empty()
+        import_string(path)().send_messages(
+            [
+                EmailMessage("News", BODY, "site@example.com", [f"u{number}@example.org"])
+                for number in range(messages)
+            ]
+        )
+
+    return prepare
+
+
+def _work_off(act: str, processes: int) -> Callable[[int], Callable[[], int]]:
+    """What drains a queue in ``_peers``."""
+
+    def make(messages: int) -> Callable[[], int]:
+        from tests.benchmarks import _peers
+
+        _peers.prepare()
+        _peers.send_by_ses()
+        return partial(getattr(_peers, act), messages * processes)
+
+    return make
+
+
+LOOPS = {
     "django-ses, in a loop": "django_ses.SESBackend",
     "django-anymail, in a loop": "anymail.backends.amazon_ses.EmailBackend",
 }
+# What drains the queue of a peer.
+DRAINS = {
+    "django-post-office": "drain_post_office",
+    "django-mailer": "drain_mailer",
+    "django-celery-email": "drain_by_celery",
+    "seacucumber's design": "drain_by_celery",
+}
+# Those of which one process runs, and how many messages they get.
+ALONE = {**dict.fromkeys([*LOOPS, "django-mailer"], SLOW_MESSAGES), "django-post-office": 2000}
+
 ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]]] = {
     "boto3": (_nothing, _alone("boto3")),
     "lean": (_nothing, _alone("lean")),
@@ -249,7 +298,11 @@ ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]
     "connect_mailer": (_queue, _drain("lean")),
 }
 ROLES |= {
+    name: (_queue_by(path), _work_off(DRAINS[name], 1 if name in ALONE else PROCESSES))
+    for name, path in find_queues().items()
+}
+ROLES |= {
     name: (_nothing, _loop(path))
-    for name, path in PEERS.items()
+    for name, path in LOOPS.items()
     if find_spec(path.partition(".")[0])
 }

@@ -29,7 +29,7 @@ def main() -> None:
         from tests.benchmarks import _peers
 
         logging.disable(logging.CRITICAL)
-        _peers.mend()
+        _peers.prepare()
         number = options.messages
 
         def make(messages: int) -> list[Any]:
