@@ -188,6 +188,8 @@ def test_every_status_is_explained(status: str) -> None:
 def test_a_test_that_is_named_exists(name: str) -> None:
     for path, test in re.findall(r"``(tests/\S+\.py)::(\w+)``", read(name)):
         assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
+    for path in re.findall(r"``(tests/[\w/.-]+)``", read(name)):
+        assert (ROOT / path).exists(), path
 
 
 # `tox -e links` asks whether they are there.
