@@ -28,6 +28,7 @@ import celery.app.defaults
 import click
 import django
 import pytest
+import yaml  # moto's, as prometheus_client is the tests'
 from botocore import xform_name
 from botocore.validate import ParamValidator
 from celery import current_app
@@ -39,8 +40,10 @@ from django.template import engines
 from django.urls import include, path
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy
+from prometheus_client import REGISTRY, generate_latest
 
 from connect_mailer import signals
+from connect_mailer.metrics import OutboxCollector
 from connect_mailer.models import OutgoingMessage, Unsubscribe
 from connect_mailer.optout.tokens import make_token
 from connect_mailer.testing import deliver_all
@@ -129,7 +132,7 @@ def find_files(page: str) -> dict[str, str]:
 
 
 def test_each_block_is_of_a_language_that_is_run() -> None:
-    run = {"python", "console", "sh", "json", "django", "diff"}
+    run = {"python", "console", "sh", "json", "yaml", "django", "diff"}
     others = [block for block in BLOCKS if block.language not in run and not find_why_not(block)]
     # Its own test below.
     [headers] = others
@@ -343,6 +346,8 @@ def parse_command(words: list[str]) -> None:
             parse_heroku(rest)
         case ["tox", *rest]:
             parse_tox(rest)
+        case ["export" | "mkdir", *_]:
+            pass  # nothing of ours: the shell's syntax is looked at
         case _:
             pytest.fail(f"no test knows the command {words}")
 
@@ -351,6 +356,8 @@ def parse_command(words: list[str]) -> None:
 def test_commands_exist_with_these_options(block: Block) -> None:
     commands = read_commands(block)
     assert commands
+    shell = re.sub(r"^\$ ", "", block.code, flags=re.MULTILINE)
+    subprocess.run(["sh", "-n"], input=shell, text=True, check=True)
     for words in commands:
         parse_command(words)
 
@@ -445,6 +452,17 @@ def test_commands_of_aws_ask_for_what_there_is(tmp_path: Path) -> None:
 @find("json")
 def test_json_parses(block: Block) -> None:
     assert json.loads(block.code)
+
+
+@find("yaml")
+def test_alerts_are_about_metrics_that_there_are(block: Block) -> None:
+    known = set(re.findall(r"^# HELP (\w+)", generate_latest(REGISTRY).decode(), re.MULTILINE))
+    known |= {family.name for family in OutboxCollector().describe()}
+    for alert in yaml.safe_load(block.code):
+        assert set(alert) >= {"alert", "expr"}
+        names = set(re.findall(r"connect_mailer_\w+", alert["expr"]))
+        assert names
+        assert names <= known, alert
 
 
 @find("django")
