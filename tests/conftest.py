@@ -15,7 +15,7 @@ from tests import servers
 # The first is a site of its own on SQLite, the others need PostgreSQL.
 is_postgres = os.environ.get("TEST_DATABASE") == "postgres"
 collect_ignore = ["connect"] if is_postgres else ["test_heroku.py", "test_workers.py"]
-# Minutes long: `tox -e faults`.
+# In an environment of its own, which runs several at once: `tox -e faults`.
 if not os.environ.get("TEST_FAULTS"):
     collect_ignore.append("faults")
 # They install other mail apps: `tox -e moving`.

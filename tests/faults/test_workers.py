@@ -41,7 +41,8 @@ def test_a_worker_is_killed(ses: LocalSES, tmp_path: Path, point: str) -> None:
         assert bool(accepted) == (point not in ("before claim", "after claim"))
 
         ses.configure(latency_seconds=0.01)
-        again = site.start_worker(app=APP)
+        # Leases alone make it look: by the minute it would be too late here.
+        again = site.start_worker(app=APP, FAULT_SWEEP_SECONDS="600")
         wait_for(lambda: site.count() == {"sent": 100}, tell=lambda: again.read())
 
     arrivals = count_arrivals(ses)

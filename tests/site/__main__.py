@@ -1,14 +1,16 @@
 """What a process of the site does: ``python -m tests.site COMMAND``.
 
 ``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``send N`` (with
-it), ``send N BYTES`` (of noise, each), ``roll_back N``; ``deliver N`` (asks for so many
-drains); ``drain``; ``serve`` (the webhook, until it is ended).
+it; says how many seconds it took), ``send N BYTES`` (of noise, each), ``roll_back N``;
+``deliver N`` (asks for so many drains); ``drain``; ``serve`` (the webhook, until it is ended);
+``look PATH`` (prints a page of the admin).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 import django
 
@@ -34,7 +36,9 @@ def main(command: str, *args: str) -> None:
         with mock.patch.object(tasks, "_publish"):
             send(int(args[0]))
     elif command == "send":
+        started_at = time.monotonic()
         send(*map(int, args))
+        sys.stdout.write(f"took {time.monotonic() - started_at:.1f} s\n")
     elif command == "roll_back":
         from django.db import transaction
 
@@ -65,6 +69,8 @@ def main(command: str, *args: str) -> None:
         sys.stdout.write(f"{drain.run()}\n")
     elif command == "serve":
         serve()
+    elif command == "look":
+        look(*args)
 
 
 def send(number: int, size: int = 3) -> None:
@@ -103,6 +109,18 @@ def serve() -> None:
     sys.stdout.write(f"{server.server_address[1]}\n")
     sys.stdout.flush()
     server.serve_forever()
+
+
+def look(path: str) -> None:
+    """Print a page of the admin as an operator gets it."""
+    from django.contrib.auth import get_user_model
+    from django.test import Client
+
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("operator"))
+    response = client.get(path)
+    assert response.status_code == 200, response
+    sys.stdout.write(response.content.decode())
 
 
 if __name__ == "__main__":
