@@ -41,16 +41,21 @@ HELP_SECONDS: Final = 5
 # somebody's request. A worker that reaches it again sweeps at once.
 BROKER_DOWN_SECONDS: Final = 60
 SWEEP_SECONDS: Final = 60
+# The leases of one dead worker end one after the other, over about so long: a drain that took
+# some of its rows asks for the one that takes the next.
+SOON_SECONDS: Final = 20
 PURGE_SECONDS: Final = 3600
 
 
 @shared_task(name="connect_mailer.tasks.deliver", ignore_result=True)
 def deliver() -> None:
     """Deliver what is due."""
+    from connect_mailer.sending import outbox
     from connect_mailer.sending.delivery import drain_outbox
 
     is_eager = bool(deliver.request.is_eager)
-    drain_outbox(wake=wake, ask_for_help=_ask_for_help, one_pass=is_eager)
+    if drain_outbox(wake=wake, ask_for_help=_ask_for_help, one_pass=is_eager) and not is_eager:
+        _wake_later(SOON_SECONDS, using=outbox.get_database())
 
 
 @shared_task(name="connect_mailer.tasks.sweep", ignore_result=True)
@@ -62,6 +67,7 @@ def sweep() -> None:
     from connect_mailer import tallies
     from connect_mailer.health import guard
     from connect_mailer.sending import outbox
+    from connect_mailer.sending.pauses import find_paused
 
     using = outbox.get_database()
     interval = _find_sweep_seconds()
@@ -71,30 +77,28 @@ def sweep() -> None:
     if not leases.acquire("sweep", interval / 2, using=using) and not is_back:
         return
     # A wake-up that is pending may be lost, so it is not asked about here.
-    wait_seconds = _find_wait(2 * interval, using=using)
-    if wait_seconds is not None:
-        _publish(deliver, **({"countdown": wait_seconds} if wait_seconds else {}))
+    if outbox.is_due(using=using, paused=find_paused(using=using, by_operators_only=True)):
+        # A drain that has the lease looks after it; but it may be dead.
+        rest = leases.find_rest(PAUSE, name_drain(1), using=using)
+        if rest < 2 * interval:
+            _publish(deliver, **({"countdown": rest} if rest else {}))
+    _wake_later(2 * interval, using=using)
     if leases.acquire("purge", PURGE_SECONDS, using=using):
         _publish(purge)
     tallies.fold(using=using)
     guard.check(using=using)
 
 
-def _find_wait(within_seconds: float, *, using: str) -> float | None:
-    """Seconds until a drain is needed; ``None``: not within so many, as far as is known now."""
+def _wake_later(within_seconds: float, *, using: str) -> None:
+    """Ask for a drain at the moment when the next row is due, if that is so soon."""
     from connect_mailer.sending import outbox
-    from connect_mailer.sending.pauses import find_paused
 
-    paused = find_paused(using=using, by_operators_only=True)
-    if outbox.is_due(using=using, paused=paused):
-        due = 0.0
-    elif (soonest := outbox.find_wait(within_seconds, using=using)) is not None:
-        due = soonest
-    else:
-        return None
-    # The drain that has the lease looks after all that is due; but it may be dead.
-    wait = max(due, leases.find_rest(PAUSE, name_drain(1), using=using))
-    return wait if wait <= within_seconds else None
+    soonest = outbox.find_wait(within_seconds, using=using)
+    if soonest is None:
+        return
+    wait = max(soonest, leases.find_rest(PAUSE, name_drain(1), using=using))
+    if wait < within_seconds:
+        _publish(deliver, countdown=wait)
 
 
 def _find_sweep_seconds() -> float:

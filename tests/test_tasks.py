@@ -233,6 +233,32 @@ class TestSweep:
         assert 0 < options["countdown"] <= 40
         assert options["countdown"] == pytest.approx(40, abs=20)
 
+    def test_now_and_for_that_moment(self, published: list[Any]) -> None:
+        for _ in range(2):
+            queue("a@example.org")
+        outbox.claim(tokens=1, slots=1, max_bytes=10**9, lease_seconds=40, using="default")
+
+        tasks.sweep()
+
+        assert [options.get("countdown", 0) for _, options in published[:2]] == [
+            0,
+            pytest.approx(40, abs=20),
+        ]
+
+    def test_a_drain_asks_for_the_next_lease_to_end(
+        self, published: list[Any], locmem: None
+    ) -> None:
+        for _ in range(3):
+            queue("a@example.org")
+        for seconds in (10, 1000):
+            outbox.claim(tokens=1, slots=1, max_bytes=10**9, lease_seconds=seconds, using="default")
+
+        tasks.deliver()
+
+        [(name, options)] = published
+        assert name == "deliver"
+        assert 0 < options["countdown"] <= 10
+
     def test_soon_enough_for_each_lease(self, published: list[Any], settings: Any) -> None:
         settings.CONNECT_MAILER = {"LEASE_SECONDS": 30}
         queue("a@example.org")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def test_a_worker_is_killed(ses: LocalSES, tmp_path: Path, point: str) -> None:
         assert bool(accepted) == (point not in ("before claim", "after claim"))
 
         ses.configure(latency_seconds=0.01)
-        # Leases alone make it look: by the minute it would be too late here.
-        again = site.start_worker(app=APP, FAULT_SWEEP_SECONDS="600")
+        # Its own sweeps come too late: it has to know when those leases end.
+        longer = json.dumps({"LEASE_SECONDS": 1200, "CONCURRENCY": 10, "MAX_DRAINS": 1})
+        again = site.start_worker(app=APP, FAULT_SWEEP_SECONDS="600", SITE_CONNECT_MAILER=longer)
         wait_for(lambda: site.count() == {"sent": 100}, tell=lambda: again.read())
 
     arrivals = count_arrivals(ses)
