@@ -30,9 +30,9 @@ from connect_mailer.testing.sns import MESSAGE_ID_TAG
 from tests.soak.site import TABLE, Site
 
 WORKERS: Final = 4
-LEASE_SECONDS: Final = 20
+LEASE_SECONDS: Final = 30
 STOP_SECONDS: Final = 30.0
-# What a dead worker had written is read by SES a moment later.
+# Until the database has ended what a dead worker had begun.
 GRACE_SECONDS: Final = 0.5
 SETTINGS: Final = {
     "MAX_DRAINS": 4,
@@ -53,8 +53,10 @@ class Journal:
     """What happened, as far as the account needs it. Messages by the uuid of their row."""
 
     happened: Counter[str] = field(default_factory=Counter)
-    arrived: Counter[str] = field(default_factory=Counter)
-    """How often SES accepted each message."""
+    calls: dict[str, list[Mail]] = field(default_factory=dict)
+    """Those that SES accepted, of each message."""
+    fates: dict[str, str] = field(default_factory=dict)
+    """What became of a worker and when, by its key."""
     unanswered: dict[str, str] = field(default_factory=dict)
     """Accepted calls whose worker can't know it, by SES's id, and why."""
     excused: Counter[str] = field(default_factory=Counter)
@@ -76,6 +78,7 @@ class Soak:
         self._chance = chance
         self._suspended: dict[int, float] = {}
         self._stopped_at: dict[str, datetime] = {}  # when a worker was suspended, by its key
+        self._dead: set[str] = set()  # keys of those that were killed
         self._recent: list[Mail] = []
         self.journal = Journal()
         self._faults: dict[str, Callable[[], None]] = {
@@ -141,9 +144,11 @@ class Soak:
         mails = self._site.ses.mailbox(since=self.journal.seen)
         self.journal.seen += len(mails)
         for mail in mails:
-            self.journal.arrived[mail.tags[MESSAGE_ID_TAG]] += 1
+            self.journal.calls.setdefault(mail.tags[MESSAGE_ID_TAG], []).append(mail)
             if mail.lost:
                 self.journal.excuse(mail, SEVERED)
+            if mail.access_key_id in self._dead:  # SES had not read it yet
+                self.journal.excuse(mail, KILLED)
             stopped_at = self._stopped_at.get(mail.access_key_id)
             # Begun before its worker was suspended, and out once that went on.
             if stopped_at and mail.signed_at and mail.signed_at <= stopped_at < mail.received_at:
@@ -177,7 +182,10 @@ class Soak:
         if not self._site.end(number, what, seconds=STOP_SECONDS):
             self.journal.happened["worker that did not stop in time"] += 1
             what = signal.SIGKILL
+        key = self._site.keys[number]
+        self.journal.fates[key] = f"{what.name} at {datetime.now(UTC):%H:%M:%S.%f}"
         if what == signal.SIGKILL:
+            self._dead.add(key)
             self._note_flight(number, KILLED)
         self._site.replace(number)
 
@@ -186,7 +194,9 @@ class Soak:
             return
         number = self._choose()
         self._site.tell(number, signal.SIGSTOP)
-        self._stopped_at[self._site.keys[number]] = datetime.now(UTC)
+        key = self._site.keys[number]
+        self._stopped_at[key] = datetime.now(UTC)
+        self.journal.fates[key] = f"suspended at {self._stopped_at[key]:%H:%M:%S.%f}"
         self._suspended[number] = time.monotonic() + LEASE_SECONDS + 4
         self._note_flight(number, SUSPENDED)
 
@@ -220,7 +230,8 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
         )
     }
     subjects = {uuid: subject for subject, (uuid, _, _) in rows.items()}
-    arrived = {subjects.get(uuid, uuid): number for uuid, number in journal.arrived.items()}
+    often = {uuid: len(calls) for uuid, calls in journal.calls.items()}
+    arrived = {subjects.get(uuid, uuid): number for uuid, number in often.items()}
     states = Counter(rows[subject][1] for subject in accepted if subject in rows)
     lost = [
         subject
@@ -228,8 +239,20 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
         if subject not in arrived
         and not (subject in rows and rows[subject][1] in ("failed", "expired") and rows[subject][2])
     ]
-    unsaid = [subject for subject in arrived if rows.get(subject, ("", ""))[1] != "sent"]
-    again = {uuid: number - 1 for uuid, number in journal.arrived.items() if number > 1}
+    # In doubt, and refused when it was sent once more: it says that.
+    refused_later = [
+        subject
+        for subject in arrived
+        if subject in rows
+        and rows[subject][1] == "failed"
+        and journal.excused[rows[subject][0]] == arrived[subject]
+    ]
+    unsaid = [
+        subject
+        for subject in arrived.keys() - refused_later
+        if rows.get(subject, ("", ""))[1] != "sent"
+    ]
+    again = {uuid: number - 1 for uuid, number in often.items() if number > 1}
     unexplained = {
         subjects.get(uuid, uuid): number - journal.excused[uuid]
         for uuid, number in again.items()
@@ -241,7 +264,7 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
     held = {
         "nothing is open any more": is_settled,
         "each accepted message was sent, or says why not": not lost,
-        "each that SES accepted is `sent`": not unsaid,
+        "each that SES accepted is `sent`, unless all of its calls are in doubt": not unsaid,
         "nothing was sent that nobody queued": not strangers,
         "twice: only a call in flight at a kill or suspension, or severed": not unexplained,
         "never faster than the account allows": stats.throttled == 0,
@@ -250,16 +273,17 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
     for name, count in sorted(journal.happened.items()):
         print(f"  {count:6,}  {name}")
     print("\nThe account")
-    how_often = Counter(journal.arrived.values())
+    how_often = Counter(often.values())
     for name, number in (
         ("accepted by send_messages()", len(accepted)),
         ("refused by it with an error (database gone)", len(refused)),
         ("accepted by SES, messages", len(arrived)),
-        ("accepted by SES, calls", journal.arrived.total()),
-        *((f"  messages that arrived {often} x", n) for often, n in sorted(how_often.items())),
+        ("accepted by SES, calls", sum(often.values())),
+        *((f"  messages that arrived {number} x", n) for number, n in sorted(how_often.items())),
         ("accepted by SES once more", sum(again.values())),
         ("in doubt: accepted, and the worker can't know it", len(journal.unanswered)),
         *((f"  {why}", count) for why, count in sorted(reasons.items())),
+        ("in doubt, and refused when it was sent once more", len(refused_later)),
         *((f"rows {state}", count) for state, count in sorted(states.items())),
         ("lost", len(lost)),
     ):
@@ -269,7 +293,11 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
         print(f"  {'held' if is_so else 'BROKEN':<7} {name}")
     for name, found in (("lost", lost), ("not `sent`", unsaid), ("twice", list(unexplained))):
         for subject in found[:5]:
-            print(f"  {name}: {subject} {rows.get(subject)} {arrived.get(subject)}")
+            print(f"  {name}: {subject} {rows.get(subject)}")
+            for call in journal.calls.get(rows.get(subject, (subject,))[0], ()):
+                by = journal.fates.get(call.access_key_id, "alive")
+                why = journal.unanswered.get(call.message_id, "")
+                print(f"    {call.received_at:%H:%M:%S.%f}, of a worker {by} {why}")
     return all(held.values())
 
 
