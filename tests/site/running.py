@@ -166,9 +166,12 @@ def open_site(ses_url: str, **options: Any) -> Iterator[Site]:
 
 
 def wait_for(
-    is_so: Callable[[], bool], seconds: float = 60, tell: Callable[[], object] = str
+    is_so: Callable[[], bool], seconds: float = 150, tell: Callable[[], object] = str
 ) -> None:
-    """Wait until ``is_so``; ``tell`` says what was wrong where it never is."""
+    """Wait until ``is_so``; ``tell`` says what was wrong where it never is.
+
+    The patience is that of a machine with ten times as much to do as it can.
+    """
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, f"It never came. {tell()}"
