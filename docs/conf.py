@@ -47,7 +47,7 @@ nitpicky = True
 
 html_theme = "furo"
 html_static_path = ["static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["pages.css"]
 html_title = f"connect_mailer {release}"
 html_copy_source = False
 html_show_sphinx = False
