@@ -97,9 +97,9 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         "status_badge",
         "subject_line",
         "recipient_summary",
+        "created_at",
         "short_error",
         "attempts",
-        "created_at",
         "sent_at",
         "stream",
     )

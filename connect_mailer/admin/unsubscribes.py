@@ -40,7 +40,7 @@ class UnsubscribeAdmin(LargeTableAdmin):
     list_display = (
         "address",
         "source",
-        "mailing_list",
+        "of_list",
         "user_link",
         "created_at",
     )
@@ -96,6 +96,10 @@ class UnsubscribeAdmin(LargeTableAdmin):
             if rows.exists():
                 return rows, False
         return super().get_search_results(request, queryset, search_term)
+
+    @admin.display(description=gettext_lazy("mailing list"), ordering="mailing_list")
+    def of_list(self, obj: Unsubscribe) -> str:
+        return obj.mailing_list or _("all mail")
 
     @admin.display(description=gettext_lazy("user"), ordering="user")
     def user_link(self, obj: Unsubscribe) -> str | None:

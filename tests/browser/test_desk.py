@@ -44,9 +44,9 @@ DJANGO = (
 def _log_in(page):
     User.objects.create_superuser("ada", password="secret")
     page.goto("/admin/login/?next=/admin/password_change/")
-    page.get_by_label("Username").fill("ada")
-    page.get_by_label("Password").fill("secret")
-    page.get_by_role("button", name="Log in").click()
+    page.locator("#id_username").fill("ada")
+    page.locator("#id_password").fill("secret")
+    page.locator("#login-form [type=submit]").click()
     page.wait_for_url("**/password_change/")
 
 
@@ -152,6 +152,35 @@ def test_health_of_a_busy_site(open_desk, check_page, ses):
     page.get_by_role("button", name="Pause “transactional”").click()
     page.get_by_text("is paused.").wait_for()
     assert "A test (ada)" in page.locator(".mailer-why").inner_text()
+
+
+def test_health_of_a_small_site(open_desk, check_page, ses):
+    _make()
+    _make("ada@example.org", stream="transactional", subject="Reset your password")
+    _make("linus@example.net").recipients.update(status="bounced", reason="550 5.1.1")
+    now = timezone.now()
+    Tally.objects.create(at=now, stream="default", sent=2, written=2, delivered=1, bounced=1)
+    Tally.objects.create(at=now, stream="default", domain="example.net", bounced=1)
+    Tally.objects.create(at=now, stream="transactional", sent=1, written=1, delivered=1)
+    page = open_desk("health/")
+    page.locator("#mailer-account[data-loaded]").wait_for()
+    check_page(page, "health-small", exclude=DJANGO)
+    page.goto(ADMIN + "outgoingmessage/")
+    assert page.locator("#result_list tbody tr").count() == 3
+    check_page(page, "messages-three", exclude=DJANGO)
+
+
+@pytest.mark.parametrize("language", ["de", "es", "fr"])
+def test_the_desk_in_other_words(open_desk, check_page, ses, settings, language):
+    settings.LANGUAGE_CODE = language
+    _fill_tallies()
+    row = _make(status="queued", sent_at=timezone.now())
+    page = open_desk("health/")
+    page.locator("#mailer-account[data-loaded]").wait_for()
+    assert page.get_by_text("Bounce rate").count() == 0
+    check_page(page, f"health-{language}", exclude=DJANGO)
+    page.goto(f"{ADMIN}outgoingmessage/{row.pk}/change/")
+    check_page(page, f"message-{language}", exclude=(*DJANGO, ".inline-group", "fieldset > h2"))
 
 
 def test_health_where_nothing_can_be_sent(open_desk, check_page, ses, settings):
