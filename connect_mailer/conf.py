@@ -500,8 +500,9 @@ class Conf:
     def soft_bounce_limit(self) -> int:
         """So many soft bounces in a row make an ``Unsubscribe`` with the source ``bounce``.
 
-        Soft is: mailbox full, or no reason given. In a row is: without a message that arrived in
-        between; without delivery events, what did not bounce counts as arrived. 0: they never do.
+        Soft is: mailbox full, or a server that gives no reason. In a row is: without a message
+        that arrived in between; without delivery events, what did not bounce counts as arrived,
+        if it was sent before the message that bounced. 0: they never do.
 
         :setting: SOFT_BOUNCE_LIMIT
         :type: whole number
