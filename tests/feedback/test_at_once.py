@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from django.db import connection, connections, transaction
@@ -76,30 +78,43 @@ def test_on_a_server(signer, make, expected):
     assert sum(counted.values()) == 2 + expected[0]  # bounces by domain as well
 
 
-@pytest.mark.usefixtures("_server")
-@pytest.mark.django_db(transaction=True)
-def test_a_lock_that_is_held_is_not_waited_for(signer, post):
-    body = signer.notification(make_bounce(PEOPLE), message_id=str(uuid.uuid4()))
-    held, done = threading.Event(), threading.Event()
+@contextmanager
+def held(take: Callable[[], object], give_back: Callable[[], object]) -> Iterator[None]:
+    """Something that another transaction has, until the block ends, or for long."""
+    is_held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
         try:
             with transaction.atomic():
-                NotificationReceipt.objects.create(message_id=json.loads(body)["MessageId"])
-                held.set()
+                take()
+                is_held.set()
                 done.wait(20)
-                transaction.set_rollback(True)
+                give_back()
         finally:
             connections.close_all()
 
     thread = threading.Thread(target=hold)
     thread.start()
     try:
-        assert held.wait(60)
-        assert post(body).status_code == 503
+        assert is_held.wait(60)
+        yield
     finally:
         done.set()
         thread.join()
+
+
+def run(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+@pytest.mark.usefixtures("_server")
+@pytest.mark.django_db(transaction=True)
+def test_a_lock_that_is_held_is_not_waited_for(signer, post):
+    body = signer.notification(make_bounce(PEOPLE), message_id=str(uuid.uuid4()))
+    receipt = NotificationReceipt(message_id=json.loads(body)["MessageId"])
+    with held(receipt.save, lambda: transaction.set_rollback(True)):
+        assert post(body).status_code == 503
     assert post(body).status_code == 200
 
 
@@ -112,32 +127,14 @@ def test_a_lock_that_is_held_is_not_waited_for(signer, post):
 def test_a_table_that_is_locked_is_not_waited_for(signer, post, make, table):
     """As in a migration, or while it is vacuumed in full."""
     body = signer.notification(make(PEOPLE))
-    held, done = threading.Event(), threading.Event()
     name = connection.ops.quote_name(table._meta.db_table)
     lock, unlock = (
         (f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE", "SELECT 1")
         if connection.vendor == "postgresql"
         else (f"LOCK TABLES {name} WRITE", "UNLOCK TABLES")
     )
-
-    def hold() -> None:
-        try:
-            with transaction.atomic(), connection.cursor() as cursor:
-                cursor.execute(lock)
-                held.set()
-                done.wait(20)
-                cursor.execute(unlock)
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        assert held.wait(60)
+    with held(lambda: run(lock), lambda: run(unlock)):
         assert post(body).status_code == 503
-    finally:
-        done.set()
-        thread.join()
     assert post(body).status_code == 200
 
 
