@@ -49,9 +49,12 @@ class Suppression:
 
     def find_reason(self, key: str, *, stream: str, mailing_list: str) -> str:
         """Why ``key`` is not written to on this stream and list; empty: it is."""
+        rows = self._rows.get(key)
+        if not rows:
+            return ""
         sources = {
             source
-            for source, of_list in self._rows.get(key, ())
+            for source, of_list in rows
             if not of_list or of_list == mailing_list
         }
         if stream == OutgoingMessage.Stream.TRANSACTIONAL:
@@ -70,6 +73,8 @@ class Suppression:
             self.find_reason(candidate.key, stream=stream, mailing_list=mailing_list)
             for candidate in candidates
         ]
+        if not any(reasons):
+            return reasons
         to = [
             reason
             for candidate, reason in zip(candidates, reasons, strict=True)
