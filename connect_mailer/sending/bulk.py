@@ -138,12 +138,14 @@ def _prepare(row: Model, connection: BaseDatabaseWrapper, leave_out: str = "") -
         if field.name == leave_out or (field.primary_key and row.pk is None):
             continue
         columns.append(f'"{field.column}"')
-        value = field.get_db_prep_save(field.pre_save(row, True), connection)
-        if isinstance(value, DatabaseNow):
+        value = field.pre_save(row, True)
+        if value is None:
+            values.append("NULL")
+        elif isinstance(value, DatabaseNow):
             values.append("statement_timestamp()")
         else:
             values.append("%s")
-            params.append(value)
+            params.append(field.get_db_prep_save(value, connection))
     return _Row(
         table=row._meta.db_table,
         columns=", ".join(columns),

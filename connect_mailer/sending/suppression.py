@@ -52,11 +52,7 @@ class Suppression:
         rows = self._rows.get(key)
         if not rows:
             return ""
-        sources = {
-            source
-            for source, of_list in rows
-            if not of_list or of_list == mailing_list
-        }
+        sources = {source for source, of_list in rows if not of_list or of_list == mailing_list}
         if stream == OutgoingMessage.Stream.TRANSACTIONAL:
             sources.discard(Unsubscribe.Source.USER)
         return next((source for source in _GRAVITY if source in sources), "")
