@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import pickle
 import signal
+import uuid
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import redis
 
 from connect_mailer.testing.ses import LocalSES
 from tests.site.running import Site, count_arrivals, open_site, wait_for
@@ -103,3 +109,116 @@ def test_the_doctor_asks_who_takes_the_queue(ses: LocalSES) -> None:
         assert ask(site)["level"] == "ok"
         site.env["SITE_CONNECT_MAILER"] = json.dumps({"QUEUE": "mail"})
         assert "'mail'" in ask(site)["text"]
+
+
+class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Pickles as Python 2 did, whose plain strings were bytes."""
+
+    dispatch = pickle._Pickler.dispatch.copy()  # type: ignore[attr-defined]
+
+    def save_str(self, text: str) -> None:
+        if not text.isascii() or len(text) > 255:
+            super().save_str(text)
+            return
+        self.write(pickle.SHORT_BINSTRING + bytes([len(text)]) + text.encode())
+        self.memoize(text)
+
+    dispatch[str] = save_str
+
+
+def make_old_task(name: str, arguments: list[Any], *, protocol: int, serializer: str) -> str:
+    """A task as Celery 3 (protocol 1) or Celery 4 put it into a list of Redis.
+
+    Source: Celery's "Task messages" (both versions), and kombu's virtual transports.
+    """
+    task_id = str(uuid.uuid4())
+    rest = {"retries": 0, "eta": None, "expires": None, "timelimit": [None, None]}
+    embedded = {"callbacks": None, "errbacks": None, "chord": None}
+    if protocol == 1:
+        headers: dict[str, Any] = {}
+        value: Any = {
+            "task": name,
+            "id": task_id,
+            "args": arguments,
+            "kwargs": {},
+            "utc": True,
+            "taskset": None,
+            **rest,
+            **embedded,
+        }
+    else:
+        headers = {
+            "lang": "py",
+            "task": name,
+            "id": task_id,
+            "root_id": task_id,
+            "parent_id": None,
+            "group": None,
+            **rest,
+        }
+        value = [arguments, {}, {"chain": None, **embedded}]
+    if serializer == "json":
+        body, kind, encoding = json.dumps(value).encode(), "application/json", "utf-8"
+    else:
+        file = io.BytesIO()
+        Python2Pickler(file, protocol=2).dump(value)
+        body, kind, encoding = file.getvalue(), "application/x-python-serialize", "binary"
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": encoding,
+            "content-type": kind,
+            "headers": headers,
+            "properties": {
+                "body_encoding": "base64",
+                "correlation_id": task_id,
+                "delivery_info": {"exchange": "celery", "routing_key": "celery", "priority": 0},
+                "delivery_mode": 2,
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        }
+    )
+
+
+def test_what_old_apps_left_in_the_broker_is_sent_once(ses: LocalSES, valkey: redis.Redis) -> None:
+    mime = "Subject: S\nFrom: site@example.com\nTo: s{}@example.org\n\nö\n"
+    tasks = [
+        make_old_task(
+            "seacucumber.tasks.SendEmailTask",
+            ["site@example.com", [f"s{n}@example.org"], mime.format(n)],
+            protocol=protocol,
+            serializer="pickle",
+        )
+        for n, protocol in enumerate((1, 2))
+    ] + [
+        make_old_task(
+            "djcelery_email_send_multiple",
+            [
+                [
+                    {
+                        "subject": "D",
+                        "body": "ö",
+                        "from_email": "site@example.com",
+                        "to": [f"d{n}{m}@example.org"],
+                        "attachments": [],
+                        "headers": {},
+                    }
+                    for m in range(2)
+                ],
+                {"fail_silently": False},
+            ],
+            protocol=protocol,
+            serializer=serializer,
+        )
+        for n, (protocol, serializer) in enumerate(((1, "pickle"), (1, "json"), (2, "json")))
+    ]
+    # Each twice, as a broker may deliver what a worker did not acknowledge in time.
+    valkey.lpush("celery", *tasks, *tasks)
+    accept = 'CELERY_ACCEPT_CONTENT = ["json", "pickle"]'
+    with open_site(ses.url, env={"SITE_SETTINGS": accept, "C_FORCE_ROOT": "1"}) as site:
+        worker = site.start_worker()
+        everybody = {"s0", "s1", *(f"d{n}{m}" for n in range(3) for m in range(2))}
+        wait_for(lambda: len(ses.mailbox()) >= len(everybody), tell=worker.read)
+        wait_for(lambda: not valkey.exists("celery", "unacked"), tell=worker.read)
+        wait_for(lambda: site.count() == {"sent": len(everybody)}, tell=worker.read)
+    assert count_arrivals(ses) == Counter({f"{one}@example.org": 1 for one in everybody})

@@ -36,3 +36,5 @@ if os.environ.get("SITE_PEERS"):
 
     INSTALLED_APPS = [*INSTALLED_APPS, *list_apps()]
     DATABASES["default"]["CONN_MAX_AGE"] = None
+# What a page of the documentation has, or a test wants besides.
+exec(os.environ.get("SITE_SETTINGS", ""))
