@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,10 @@ def open_page(browser: Browser, live_server: Any) -> Iterator[Callable[..., Page
     yield open_path
     for context in contexts:
         context.close()
+    # The server's threads give back their connections to the database after that.
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(10)
     # A page that answers 404 on purpose is reported by Chromium like one that is missing.
     assert [error for error in errors if "status of 404" not in error] == []
 

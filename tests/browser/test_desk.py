@@ -200,7 +200,9 @@ def test_health_where_nothing_can_be_sent(open_desk, check_page, ses, settings):
 
 def test_the_life_of_a_message(open_desk, check_page):
     now = timezone.now()
-    row = _make(sent_at=now, ses_message_id="0100018f-ab", finished_at=now)
+    row = _make(sent_at=now, ses_message_id="0100018f-ab", finished_at=now, attempts=2)
+    queued_at = now - timedelta(minutes=3)
+    OutgoingMessage.objects.filter(pk=row.pk).update(created_at=queued_at, due_at=queued_at)
     for minutes, kind, address, detail in (
         (-2, "postponed", "", "TooManyRequestsException: Maximum sending rate exceeded."),
         (1, "delivered", "grace@example.org", "250 2.0.0 OK 1764000000"),
