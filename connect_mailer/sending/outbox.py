@@ -256,11 +256,14 @@ def _waiting(status: str, using: str) -> QuerySet[OutgoingMessage]:
 
     By one status at a time: it is then one range of the index on every database.
     """
-    return (
-        OutgoingMessage.objects.using(using)
-        .filter(status=status, lane=None, due_at__lte=DatabaseNow())
-        .order_by("lane", "due_at")
+    waiting = OutgoingMessage.objects.using(using).filter(
+        status=status, lane=None, due_at__lte=DatabaseNow()
     )
+    # By the index, whose order MySQL sees only where what is null is left out of it, and
+    # PostgreSQL only where it is not.
+    if connections[using].vendor == "mysql":
+        return waiting.order_by("due_at")
+    return waiting.order_by("lane", "due_at")
 
 
 def _still_due(pks: Sequence[int], using: str) -> QuerySet[OutgoingMessage]:

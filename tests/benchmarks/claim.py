@@ -86,6 +86,13 @@ def fill(rows: int) -> None:
         now, ago, tags = "now()", "now() - (n % 2592000) * interval '1 second'", "'{}'::jsonb"
         later = "now() + (n % 86400 + 3600) * interval '1 second'"
         no, nothing = "false", "NULL::uuid"
+    elif connection.vendor == "mysql":
+        number, uuid = "(SELECT seq AS n FROM seq_1_to_{rows}) AS s", "uuid()"  # of MariaDB
+        now, ago = "utc_timestamp(6)", "utc_timestamp(6) - INTERVAL (n % 2592000) SECOND"
+        later = "utc_timestamp(6) + INTERVAL (n % 86400 + 3600) SECOND"
+        tags, no, nothing = "'{}'", "0", "NULL"
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION sql_mode = concat(@@sql_mode, ',PIPES_AS_CONCAT')")
     else:
         number = (
             "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {rows}) "
@@ -124,7 +131,8 @@ def fill(rows: int) -> None:
         for index in indexes:
             editor.add_index(OutgoingMessage, index)
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE")
+        analyze = f"ANALYZE TABLE {OutgoingMessage._meta.db_table}"
+        cursor.execute(analyze if connection.vendor == "mysql" else "ANALYZE")
 
 
 def _measure() -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -201,5 +209,15 @@ def explain(sql: str, params: Any) -> list[str]:
         if connection.vendor == "sqlite":
             cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
             return [row[-1] for row in cursor.fetchall()]
+        if connection.vendor == "mysql":
+            cursor.execute(f"EXPLAIN FORMAT=TRADITIONAL {sql}", params)
+            names = [column[0] for column in cursor.description]
+            plans = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+            return [
+                " ".join(
+                    f"{name}={one[name]}" for name in ("table", "type", "key", "rows", "Extra")
+                )
+                for one in plans
+            ]
         cursor.execute(f"EXPLAIN {sql}", params)
         return [row[0] for row in cursor.fetchall()]
