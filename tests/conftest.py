@@ -13,8 +13,13 @@ from celery import current_app
 from tests import servers
 
 # The first is a site of its own on SQLite, the others need PostgreSQL.
-is_postgres = os.environ.get("TEST_DATABASE") == "postgres"
-collect_ignore = ["connect"] if is_postgres else ["test_heroku.py", "test_workers.py"]
+database = os.environ.get("TEST_DATABASE", "sqlite")
+collect_ignore = [] if database == "sqlite" else ["connect"]
+if database != "postgres":
+    collect_ignore += ["test_heroku.py", "test_workers.py"]
+# With the broker that is in no wheel: `tox -e services`.
+if database != "postgres" or not os.environ.get("TEST_SERVICES"):
+    collect_ignore.append("test_rabbitmq.py")
 # In an environment of its own, which runs several at once: `tox -e faults`.
 if not os.environ.get("TEST_FAULTS"):
     collect_ignore.append("faults")

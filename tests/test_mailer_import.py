@@ -18,7 +18,8 @@ from connect_mailer.models import Unsubscribe
 from connect_mailer.testing import LocalSES
 from connect_mailer.testing.account import LocalSuppression
 
-pytestmark = pytest.mark.django_db
+# Where making a table commits (MySQL), the tables are emptied after each test.
+pytestmark = pytest.mark.django_db(transaction=not connection.features.can_rollback_ddl)
 
 THEN = datetime(2019, 7, 31, 4, 23, tzinfo=UTC)
 

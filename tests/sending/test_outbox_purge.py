@@ -103,6 +103,8 @@ class TestPortions:
 class TestBesideOthers:
     def test_it_waits_for_nobody(self) -> None:
         held, *others = finish(5)
+        # In a table of five rows, MariaDB looks at all of them, whatever it is asked for.
+        kept = queue(100)
         is_held, may_go = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -121,7 +123,8 @@ class TestBesideOthers:
                         else "SET innodb_lock_wait_timeout = 10"
                     )
                 assert purge() == len(others)
-                assert list(OutgoingMessage.objects.values_list("pk", flat=True)) == [held]
+                left = OutgoingMessage.objects.exclude(pk__in=kept)
+                assert list(left.values_list("pk", flat=True)) == [held]
             finally:
                 may_go.set()
         assert purge() == 1

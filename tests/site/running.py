@@ -67,7 +67,8 @@ class Process:
 class Site:
     """The site of ``tests.site``, with a database of its own.
 
-    ``options`` are added to its ``CONNECT_MAILER``, ``env`` to its environment.
+    ``options`` are added to its ``CONNECT_MAILER``, ``env`` to its environment. Where
+    ``broker_url`` is no Redis and no ``redis_url`` is given, the site has none.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Site:
         ses_url: str,
         *,
         redis_url: str = "",
+        broker_url: str = "",
         server: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         **options: Any,
@@ -89,7 +91,8 @@ class Site:
             "PYTHONWARNINGS": "error,ignore:You're running the worker with superuser",
             "SITE_SERVER": json.dumps(self.server),
             "SITE_DATABASE": self.name,
-            "SITE_REDIS_URL": redis_url or f"{servers.valkey_url()}/0",
+            "SITE_REDIS_URL": redis_url or ("" if broker_url else f"{servers.valkey_url()}/0"),
+            "SITE_BROKER_URL": broker_url,
             "SITE_SES_URL": ses_url,
             "SITE_CONNECT_MAILER": json.dumps(options),
             **(env or {}),

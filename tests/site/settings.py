@@ -25,7 +25,7 @@ AWS_SECRET_ACCESS_KEY = "test"
 CONNECT_MAILER = {
     "SES_REGION": "us-east-1",
     "SES_ENDPOINT_URL": os.environ["SITE_SES_URL"],
-    "REDIS_URL": os.environ["SITE_REDIS_URL"],
+    "REDIS_URL": os.environ["SITE_REDIS_URL"] or None,
     "MAX_DRAINS": 4,
     **json.loads(os.environ.get("SITE_CONNECT_MAILER", "{}")),
 }
