@@ -370,12 +370,13 @@ def claim(
         if not taken:
             return []
         claimed = _still_due([row.pk for row in taken], using).update(
+            # Before the status itself: MySQL sees what was set further to the left.
+            in_doubt=Case(When(status=Status.SENDING, then=Value(True)), default=F("in_doubt")),
             status=Status.SENDING,
             claim=token,
             lane=None,
             due_at=DatabaseNow() + timedelta(seconds=lease_seconds),
             attempts=F("attempts") + 1,
-            in_doubt=Case(When(status=Status.SENDING, then=Value(True)), default=F("in_doubt")),
         )
     if claimed < len(taken):  # no row locks here (SQLite), and another drain was faster
         won = set(
@@ -474,7 +475,6 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
                 using,
                 status=Status.QUEUED,
                 claim=None,
-                due_at=_find_due,
                 lane=F("rank") if at_once else None,
                 # A retry comes after those that came before it was due.
                 turn=lambda result: (
@@ -482,6 +482,7 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
                     if result.counts
                     else F("turn")
                 ),
+                due_at=_find_due,
                 attempts=lambda result: F("attempts") - (0 if result.counts else 1),
                 last_error=lambda result: Value(result.error[:_MAX_ERROR]),
             )
@@ -759,10 +760,15 @@ def _in_chunks(queryset: QuerySet[Any], act: Callable[[QuerySet[Any]], None]) ->
     They are locked first, or what was queued again at that moment would be deleted.
     """
     total = 0
+    rows = queryset
+    if connections[queryset.db].features.has_select_for_update_skip_locked:
+        # Locked, they stay as they are. MariaDB may look for the rest of what was asked by
+        # another index than the key's, and wait at a row that it doesn't want.
+        rows = queryset.model._default_manager.using(queryset.db)
     while True:
         with transaction.atomic(using=queryset.db):
             pks = list(_lock(queryset).values_list("pk", flat=True)[:PURGE_CHUNK])
             if not pks:
                 return total
-            act(queryset.filter(pk__in=pks))
+            act(rows.filter(pk__in=pks))
         total += len(pks)

@@ -126,6 +126,7 @@ class Outbox(RuleBasedStateMachine):
     )
     def claim(self, slots: int, tokens: int, paused: str | None) -> None:
         streams = {paused} - {None}
+        outbox.line_up(using="default")  # as a drain does every half second
         outbox.peek(slots, using="default", paused=streams)
         rows = outbox.claim(
             tokens=tokens,
