@@ -238,9 +238,12 @@ def test_a_cache_that_is_down_is_worked_around(post, signer, monkeypatch):
 def test_a_cache_that_hangs_is_not_waited_for(post, signer, monkeypatch):
     done = threading.Event()
     monkeypatch.setattr(sns, "CACHE_SECONDS", 0.05)
-    monkeypatch.setattr(
-        type(caches["default"]), "get", lambda *args: done.wait(20) and signer.certificate_pem
-    )
+
+    def get(*args):
+        done.wait(20)
+        return signer.certificate_pem
+
+    monkeypatch.setattr(type(caches["default"]), "get", get)
     try:
         assert post(signer.notification("x")).status_code == 503
     finally:
