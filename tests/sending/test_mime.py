@@ -14,7 +14,7 @@ from unittest import mock
 import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connect_mailer.sending.mime import serialise
@@ -133,7 +133,7 @@ def _at_one_moment() -> Any:
         yield
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pools)
 def test_bytes_are_those_that_python_writes(pool: dict[str, Any]) -> None:
     for message in make_messages(pool, MESSAGES):
