@@ -279,7 +279,6 @@ MUTANTS = [
     ),
     *_mutants(
         "../models.py",
-        ("user linked", "user_id=users.get(address)", "user_id=None"),
         ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),
     *_mutants(
@@ -293,6 +292,7 @@ MUTANTS = [
         ("once, if nobody listens", "        insert_receipt(notification, connection),\n", ""),
         ("rows if nobody listens", "        insert_rows(event, notification, connection),\n", ""),
         ("outbox if nobody listens", "look_up = _look_up(event, connection)", "look_up = None"),
+        ("user linked", "users.get(address), never", "None, never"),
         ("for good", '("detail", "expires_at", "modified_at"), unique', '("detail",), unique'),
         ("not too many at once", "len(event.recipients) <= MAX_RECIPIENTS and (", "("),
         ("long ids", "key if len(key) <= 100 else ", "key if True else "),
