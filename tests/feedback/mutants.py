@@ -35,10 +35,14 @@ def _mutants(file: str, *edits: tuple[str, str, str]) -> list[Mutant]:
 
 MUTANTS = [
     *_mutants(
-        "webhook.py",
-        ("POST only", 'request.method != "POST"', "False"),
+        "endpoint.py",
         ("no CSRF token", "@csrf_exempt\n", ""),
         ("no login", "@login_not_required\n", ""),
+    ),
+    *_mutants("../apps.py", ("connected", "    suppress(**kwargs)", "    del suppress")),
+    *_mutants(
+        "webhook.py",
+        ("POST only", 'request.method != "POST"', "False"),
         ("body limit", "len(body) > sns.MAX_BODY_BYTES", "False"),
         ("own limit", "request.read(sns.MAX_BODY_BYTES + 1)", "request.body"),
         ("request kept for receivers", "request._body = body", "pass"),
@@ -275,7 +279,6 @@ MUTANTS = [
             '.values_list("address", flat=True)[:0]\n    )',
         ),
         ("says why", "wanted[address, source] = detail", 'wanted[address, source] = ""'),
-        ("connected", "bouncy_signals.feedback.connect(", "str("),
     ),
     *_mutants(
         "../models.py",
