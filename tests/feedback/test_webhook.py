@@ -318,6 +318,15 @@ def test_a_bounce_becomes_a_row_and_an_opt_out(post, signer, connected, django_u
     assert call["notification"]["Message"] == json.dumps(message)
 
 
+def test_a_receiver_gets_the_row_of_each_delivery(signer, connected):
+    seen = []
+    connected(signals.feedback, lambda instance, **kwargs: seen.append(instance))
+    body = signer.notification(make_delivery(["a@example.com", "b@example.com"]))
+    assert Client().post("/mail/bouncy/", body, content_type="text/plain").status_code == 200
+    assert seen == list(Delivery.objects.order_by("pk"))
+    assert len(seen) == 2
+
+
 def test_a_second_delivery_writes_nothing(post, signer, connected):
     body = signer.notification(make_bounce(["a@example.com"]))
     assert post(body).status_code == 200
