@@ -1,15 +1,11 @@
-"""The site's Celery app with more settings, and a task of the site's own."""
+"""The site's Celery app with a task of the site's own."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from pathlib import Path
 
 from tests.site.celery import app
-
-app.conf.update(json.loads(os.environ.get("SITE_CELERY", "{}")))
 
 
 @app.task

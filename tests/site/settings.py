@@ -11,7 +11,7 @@ from tests.settings import INSTALLED_APPS, MIDDLEWARE, STATIC_URL, TEMPLATES  # 
 
 SECRET_KEY = "a key for tests only"
 USE_TZ = True
-ROOT_URLCONF = "tests.urls"
+ROOT_URLCONF = "tests.site.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DEFAULT_FROM_EMAIL = "site@example.com"
 # On the server of this test run, or on another one.
