@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from billiard import current_process
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
 
 from connect_mailer import telemetry
+from connect_mailer.any_of import AnyOf
 from connect_mailer.conf import CALL_SECONDS, conf
 from connect_mailer.exceptions import (
     AccountProblem,
@@ -468,7 +469,7 @@ class Drain:
             self._slots.append(
                 Slot(
                     pk=row.pk,
-                    claim=cast(UUID, row.claim),
+                    claim=row.claim,
                     stream=row.stream,
                     attempts=row.attempts,
                     envelope=envelope,
@@ -525,8 +526,8 @@ class Drain:
             self.longest_wait_seconds = seconds
 
     def _prepare(
-        self, rows: Sequence[OutgoingMessage], lease_ends_at: float
-    ) -> list[tuple[OutgoingMessage, Envelope]]:
+        self, rows: Sequence[outbox.Claimed], lease_ends_at: float
+    ) -> list[tuple[outbox.Claimed, Envelope]]:
         """Ask suppression again and load the bodies; what won't be sent is a result at once."""
         try:
             outcomes = self._load_all(rows)
@@ -546,7 +547,7 @@ class Drain:
                 self._add(outcome, lease_ends_at)
         return prepared
 
-    def _load_all(self, rows: Sequence[OutgoingMessage]) -> list[Envelope | outbox.Result]:
+    def _load_all(self, rows: Sequence[outbox.Claimed]) -> list[Envelope | outbox.Result]:
         """What is to be sent for each row, or what becomes of it instead."""
         try:
             return self._load(rows) if rows else []
@@ -556,7 +557,7 @@ class Drain:
             # Most likely what one of them holds can't be read: that holds up no other.
             return [self._load_alone(row) for row in rows]
 
-    def _load_alone(self, row: OutgoingMessage) -> Envelope | outbox.Result:
+    def _load_alone(self, row: outbox.Claimed) -> Envelope | outbox.Result:
         try:
             return self._load([row])[0]
         except (OperationalError, InterfaceError):
@@ -564,33 +565,32 @@ class Drain:
         except Exception as error:  # noqa: BLE001
             return self._judge(row, error)
 
-    def _load(self, rows: Sequence[OutgoingMessage]) -> list[Envelope | outbox.Result]:
+    def _load(self, rows: Sequence[outbox.Claimed]) -> list[Envelope | outbox.Result]:
         recipients = self._load_recipients(rows)
         contents = {row.content_id for row in rows if row.content_id}
         bodies: dict[UUID, Any] = dict(
             OutgoingContent.objects.using(self._using)
-            .filter(pk__in=contents)
+            .filter(AnyOf("pk", contents))
             .values_list("pk", "mime")
         )
         outcomes: list[Envelope | outbox.Result] = []
         for row in rows:
-            of_row = recipients.get(row.pk, [])
-            kept = [recipient for recipient in of_row if not recipient.reason]
+            kept = recipients.get(row.pk)
             body = bodies.get(row.content_id) if row.content_id else None
-            if row.has_expired:  # type: ignore[attr-defined]
+            if row.has_expired:
                 end = (Status.EXPIRED, f"Not sent before {row.expires_at}.")
             elif row.in_doubt and self._holds_doubtful:
                 end = (Status.FAILED, f"In doubt: SES may have taken it. {row.last_error}")
             elif row.attempts > self._max_attempts:
                 end = (Status.FAILED, f"Given up after {row.attempts - 1} tries. {row.last_error}")
-            elif body is None or not of_row:
+            elif body is None or kept is None:
                 end = (Status.FAILED, "Its body or its recipients are gone from the database.")
             elif not kept:
                 end = (Status.SUPPRESSED, "")
             else:
                 envelope = Envelope(
                     sender=row.sender,
-                    recipients=tuple(recipient.envelope for recipient in kept),
+                    recipients=tuple(kept),
                     mime=bytes(body),
                     tags={**row.tags, MESSAGE_ID_TAG: str(row.uuid)},
                     # SES puts a link for one reader in, so it takes no others with her.
@@ -612,40 +612,47 @@ class Drain:
             outcomes.append(outbox.Ended.of(row, status=status, error=error))
         return outcomes
 
-    def _load_recipients(
-        self, rows: Sequence[OutgoingMessage]
-    ) -> dict[int, list[OutgoingRecipient]]:
-        """Who is still to be written to, by row; those who may not be have a reason."""
-        recipients: dict[int, list[OutgoingRecipient]] = {}
-        for recipient in (
-            OutgoingRecipient.objects.using(self._using)
-            .filter(message__in=[row.pk for row in rows], status=OutgoingRecipient.Status.QUEUED)
-            .order_by("pk")
-        ):
-            recipients.setdefault(recipient.message_id, []).append(recipient)
-        suppression = Suppression.load(
-            recipient.address for of_row in recipients.values() for recipient in of_row
+    def _load_recipients(self, rows: Sequence[outbox.Claimed]) -> dict[int, list[str]]:
+        """Whom each row is still to be written to, in the form that SES gets.
+
+        Of a row that had somebody, and has nobody left, there is an empty list.
+        """
+        recipients: dict[int, list[Any]] = {}
+        found = OutgoingRecipient.objects.using(self._using).filter(
+            AnyOf("message", [row.pk for row in rows]), status=OutgoingRecipient.Status.QUEUED
         )
+        for pk, *values in found.order_by("pk").values_list(
+            "message_id", "pk", "address", "envelope", "kind"
+        ):
+            recipients.setdefault(pk, []).append(values)
+        suppression = Suppression.load(
+            address for of_row in recipients.values() for _pk, address, *_ in of_row
+        )
+        kept: dict[int, list[str]] = {}
         suppressed, counted = [], []
         for row in rows:
-            of_row = recipients.get(row.pk, [])
+            of_row = recipients.get(row.pk)
+            if not of_row:
+                continue
             reasons = suppression.judge(
-                [Candidate(key=recipient.address, kind=recipient.kind) for recipient in of_row],
+                [Candidate(key=address, kind=kind) for _pk, address, _envelope, kind in of_row],
                 stream=row.stream,
                 mailing_list=row.mailing_list,
             )
-            for recipient, reason in zip(of_row, reasons, strict=True):
-                if reason:
-                    recipient.status = OutgoingRecipient.Status.SUPPRESSED
-                    recipient.reason = reason
-                    suppressed.append(recipient)
-                    counted.append(Tally(stream=row.stream, suppressed=1))
+            kept[row.pk] = []
+            for (pk, _address, envelope, _kind), reason in zip(of_row, reasons, strict=True):
+                if not reason:
+                    kept[row.pk].append(envelope)
+                    continue
+                status = OutgoingRecipient.Status.SUPPRESSED
+                suppressed.append(OutgoingRecipient(pk=pk, status=status, reason=reason))
+                counted.append(Tally(stream=row.stream, suppressed=1))
         if suppressed:
             OutgoingRecipient.objects.using(self._using).bulk_update(
                 suppressed, ["status", "reason"]
             )
             count(counted, using=self._using)
-        return recipients
+        return kept
 
     # Sending
 
@@ -726,7 +733,7 @@ class Drain:
             result = self._judge(slot, answer)
         self._add(result, slot.lease_ends_at)
 
-    def _judge(self, slot: Slot | OutgoingMessage, error: BaseException) -> outbox.Result:
+    def _judge(self, slot: Slot | outbox.Claimed, error: BaseException) -> outbox.Result:
         if isinstance(error, NotStarted):
             return self._postpone(slot)
         extra = _describe(slot, error=error)
@@ -765,7 +772,7 @@ class Drain:
         return outbox.Postponed.of(slot, delay_seconds=delay * spread, error=text, counts=True)
 
     def _postpone(
-        self, slot: Slot | OutgoingMessage, error: str = "", delay_seconds: float = 0.0
+        self, slot: Slot | outbox.Claimed, error: str = "", delay_seconds: float = 0.0
     ) -> outbox.Postponed:
         """Back into the queue without counting as an attempt."""
         return outbox.Postponed.of(slot, delay_seconds=delay_seconds, error=error, counts=False)

@@ -6,12 +6,13 @@ that moment and on the database's clock; nothing relies on what a process read b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 from uuid import UUID, uuid4
 
 from django.db import connections, router, transaction
@@ -45,7 +46,7 @@ from connect_mailer.models import (
     Tally,
     Unsubscribe,
 )
-from connect_mailer.sending import bulk
+from connect_mailer.sending import at_once, bulk
 from connect_mailer.sending.envelope import Draft, Recipient
 from connect_mailer.tallies import SIMULATOR_DOMAIN, count, tell_metrics
 
@@ -58,6 +59,7 @@ _FINISHED = tuple(status for status in Status if status not in _OPEN)
 
 # Lanes are ranks: the transactional stream has those before this one.
 FIRST_DEFAULT_LANE = 10
+LAST_LANE = 19
 
 # Rows that one statement of `purge` touches: a lock that nobody notices.
 PURGE_CHUNK = 1000
@@ -240,15 +242,21 @@ def _line(using: str, paused: Collection[str] = ()) -> QuerySet[OutgoingMessage]
     """Rows that may be claimed: open and due. They stand in line, in this order.
 
     That the lane is set would say it all; the rest makes sure. ``paused``: streams that are
-    left out. Each has lanes of its own, the first of them or the last.
+    left out.
     """
-    line = OutgoingMessage.objects.using(using)
-    if OutgoingMessage.Stream.DEFAULT in paused:
-        line = line.filter(lane__lt=FIRST_DEFAULT_LANE)
+    first, last = _find_lanes(paused)
+    line = OutgoingMessage.objects.using(using).filter(lane__gte=first)
+    if last < LAST_LANE:
+        line = line.filter(lane__lte=last)
+    return line.filter(status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow()).order_by(
+        "lane", "turn"
+    )
+
+
+def _find_lanes(paused: Collection[str]) -> tuple[int, int]:
+    """The first and the last of what isn't paused: each stream has lanes of its own."""
     first = FIRST_DEFAULT_LANE if OutgoingMessage.Stream.TRANSACTIONAL in paused else 0
-    return line.filter(
-        lane__gte=first, status__in=OutgoingMessage.OPEN, due_at__lte=DatabaseNow()
-    ).order_by("lane", "turn")
+    return first, FIRST_DEFAULT_LANE - 1 if OutgoingMessage.Stream.DEFAULT in paused else LAST_LANE
 
 
 def _waiting(status: str, using: str) -> QuerySet[OutgoingMessage]:
@@ -334,6 +342,33 @@ def peek(limit: int, *, using: str, paused: Collection[str] = ()) -> list[int]:
     return found
 
 
+class Claimed(NamedTuple):
+    """A row that a drain has claimed, as of then: ``attempts`` counts the one that is to come.
+
+    ``in_doubt``: a drain that had it before may have sent it. A plain tuple: an instance of a
+    model costs more than all else that a claim does for a row.
+    """
+
+    pk: int
+    uuid: UUID
+    claim: UUID
+    stream: str
+    sender: str
+    mailing_list: str
+    tags: Any
+    content_id: UUID | None
+    cost: int
+    size: int
+    attempts: int
+    in_doubt: bool
+    last_error: str
+    expires_at: datetime | None
+    has_expired: bool
+
+
+_CLAIMED = ("id", *Claimed._fields[1:-1])
+
+
 def claim(
     *,
     tokens: int,
@@ -342,15 +377,27 @@ def claim(
     lease_seconds: float,
     using: str,
     paused: Collection[str] = (),
-) -> list[OutgoingMessage]:
+) -> list[Claimed]:
     """Claim the next rows for one drain, most important first, but none of ``paused`` streams.
 
     It stops before the row that overshoots ``tokens`` (recipients), ``slots`` (rows) or
-    ``max_bytes`` (of their bodies; one row is always taken). Rows whose lease had ended come
-    with ``in_doubt`` set: the drain that had them may have sent them. Rows that expired come
-    with ``has_expired`` set.
+    ``max_bytes`` (of their bodies; one row is always taken).
     """
     token = uuid4()
+    if at_once.is_possible(using):
+        with _savepoint(using):
+            rows = at_once.claim(
+                token=token,
+                lanes=_find_lanes(paused),
+                tokens=tokens,
+                slots=slots,
+                max_bytes=max_bytes,
+                lease_seconds=lease_seconds,
+                columns=_CLAIMED,
+                using=using,
+            )
+        claimed_rows = (Claimed(*row) for row in rows)
+        return [row._replace(tags=json.loads(row.tags)) for row in claimed_rows]
     with _row_locks(using):
         candidates = _lock(_line(using, paused)).annotate(
             has_expired=ExpressionWrapper(
@@ -358,15 +405,20 @@ def claim(
                 output_field=BooleanField(),
             )
         )
-        taken: list[OutgoingMessage] = []
-        row: OutgoingMessage
-        for row in candidates[:slots]:
+        taken: list[Claimed] = []
+        for status, *values in candidates.values_list("status", *_CLAIMED, "has_expired")[:slots]:
+            row = Claimed(*values)
             tokens -= row.cost
             max_bytes -= row.size
             if tokens < 0 or (taken and max_bytes < 0):
                 break
-            row.in_doubt = row.in_doubt or row.status == Status.SENDING
-            taken.append(row)
+            taken.append(
+                row._replace(
+                    claim=token,
+                    attempts=row.attempts + 1,
+                    in_doubt=row.in_doubt or status == Status.SENDING,
+                )
+            )
         if not taken:
             return []
         claimed = _still_due([row.pk for row in taken], using).update(
@@ -383,9 +435,6 @@ def claim(
             OutgoingMessage.objects.using(using).filter(claim=token).values_list("pk", flat=True)
         )
         taken = [row for row in taken if row.pk in won]
-    for row in taken:
-        row.claim = token
-        row.attempts += 1
     return taken
 
 
@@ -394,6 +443,11 @@ def _lock(queryset: QuerySet[_M]) -> QuerySet[_M]:
     if connections[queryset.db].features.has_select_for_update_skip_locked:
         return queryset.select_for_update(skip_locked=True)
     return queryset
+
+
+def _savepoint(using: str) -> AbstractContextManager[Any]:
+    """For a single statement: none where it is a transaction of its own."""
+    return transaction.atomic(using) if connections[using].in_atomic_block else nullcontext()
 
 
 def _row_locks(using: str) -> AbstractContextManager[Any]:
@@ -456,67 +510,71 @@ class Ended(Result):
 def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
     """Write down what became of claimed rows, in a few statements for all of them.
 
-    Only where the claim still holds; but what was sent is recorded in any case. Signals are
-    sent after commit.
+    Only where the claim still holds; but what was sent is recorded in any case, and first.
+    Signals are sent after commit.
     """
     sent = [result for result in results if isinstance(result, Sent)]
-    ended = [result for result in results if isinstance(result, Ended)]
+    others = [result for result in results if not isinstance(result, Sent)]
+    with transaction.atomic(using=using) if others else nullcontext():
+        if sent:
+            _settle_sent(sent, keep_bodies=keep_bodies, using=using)
+        if others:
+            _settle_others(others, using=using)
+
+
+def _settle_others(results: Sequence[Result], *, using: str) -> None:
     rows = OutgoingMessage.objects.using(using)
+    ended = [result for result in results if isinstance(result, Ended)]
     tallies: list[Tally] = []
-    with transaction.atomic(using=using):
-        tallies += [
-            _settle_sent(of_stream, stream, keep_bodies=keep_bodies, using=using)
-            for stream, of_stream in _by_stream(sent)
-        ]
-        postponed = [result for result in results if isinstance(result, Postponed)]
-        for at_once in (True, False):
-            _update(
-                [result for result in postponed if at_once is not bool(result.delay_seconds)],
-                using,
-                status=Status.QUEUED,
-                claim=None,
-                lane=F("rank") if at_once else None,
-                # A retry comes after those that came before it was due.
-                turn=lambda result: (
-                    Greatest(Coalesce("turn", "due_at"), _find_due(result))
-                    if result.counts
-                    else F("turn")
-                ),
-                due_at=_find_due,
-                attempts=lambda result: F("attempts") - (0 if result.counts else 1),
-                last_error=lambda result: Value(result.error[:_MAX_ERROR]),
-            )
-        doubtful = [result for result in results if isinstance(result, Doubtful)]
-        tell_metrics((("in_doubt", result.stream, 1) for result in doubtful), using=using)
+    postponed = [result for result in results if isinstance(result, Postponed)]
+    for is_due in (True, False):
         _update(
-            doubtful,
+            [result for result in postponed if is_due is not bool(result.delay_seconds)],
             using,
-            in_doubt=True,
+            status=Status.QUEUED,
+            claim=None,
+            lane=F("rank") if is_due else None,
+            # A retry comes after those that came before it was due.
+            turn=lambda result: (
+                Greatest(Coalesce("turn", "due_at"), _find_due(result))
+                if result.counts
+                else F("turn")
+            ),
+            due_at=_find_due,
+            attempts=lambda result: F("attempts") - (0 if result.counts else 1),
             last_error=lambda result: Value(result.error[:_MAX_ERROR]),
         )
-        for stream, ended_ones in _by_stream(ended):
-            number = _update(
-                ended_ones,
-                using,
-                status=lambda result: Value(result.status),
-                claim=None,
-                lane=None,
-                turn=None,
-                finished_at=DatabaseNow(),
-                last_error=lambda result: Value(result.error[:_MAX_ERROR]),
-            )
-            suppressed = sum(result.status == Status.SUPPRESSED for result in ended_ones)
-            tallies.append(Tally(stream=stream, failed=max(number - suppressed, 0)))
-        count(tallies, using=using)
-        _note_events(results, using)
-        pks = [result.pk for result in ended]
-        _announce(signals.message_suppressed, rows.filter(pk__in=pks, status=Status.SUPPRESSED))
-        _announce(
-            signals.message_failed,
-            rows.filter(pk__in=pks, status__in=[Status.FAILED, Status.EXPIRED]),
+    doubtful = [result for result in results if isinstance(result, Doubtful)]
+    tell_metrics((("in_doubt", result.stream, 1) for result in doubtful), using=using)
+    _update(
+        doubtful,
+        using,
+        in_doubt=True,
+        last_error=lambda result: Value(result.error[:_MAX_ERROR]),
+    )
+    for stream, ended_ones in _by_stream(ended):
+        number = _update(
+            ended_ones,
+            using,
+            status=lambda result: Value(result.status),
+            claim=None,
+            lane=None,
+            turn=None,
+            finished_at=DatabaseNow(),
+            last_error=lambda result: Value(result.error[:_MAX_ERROR]),
         )
-        if any(result.status == Status.SUPPRESSED for result in ended):
-            OutgoingContent.objects.release(rows.filter(pk__in=pks, status=Status.SUPPRESSED))
+        suppressed = sum(result.status == Status.SUPPRESSED for result in ended_ones)
+        tallies.append(Tally(stream=stream, failed=max(number - suppressed, 0)))
+    count(tallies, using=using)
+    _note_events(results, using)
+    pks = [result.pk for result in ended]
+    _announce(signals.message_suppressed, rows.filter(pk__in=pks, status=Status.SUPPRESSED))
+    _announce(
+        signals.message_failed,
+        rows.filter(pk__in=pks, status__in=[Status.FAILED, Status.EXPIRED]),
+    )
+    if any(result.status == Status.SUPPRESSED for result in ended):
+        OutgoingContent.objects.release(rows.filter(pk__in=pks, status=Status.SUPPRESSED))
 
 
 def _find_due(result: Postponed) -> Any:
@@ -551,7 +609,27 @@ def _note_events(results: Sequence[Result], using: str) -> None:
         MessageEvent.objects.using(using).bulk_create(events)
 
 
-def _settle_sent(sent: Sequence[Sent], stream: str, *, keep_bodies: bool, using: str) -> Tally:
+def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None:
+    if at_once.is_possible(using):
+        with _savepoint(using):
+            changed = at_once.settle(
+                [result.pk for result in sent],
+                [result.ses_message_id for result in sent],
+                [result.stream for result in sent],
+                keep_bodies=keep_bodies,
+                using=using,
+            )
+        _announce_all(signals.message_sent, changed, using)
+        return
+    with transaction.atomic(using=using):
+        tallies = [
+            _settle_stream(of_stream, stream, keep_bodies=keep_bodies, using=using)
+            for stream, of_stream in _by_stream(sent)
+        ]
+        count(tallies, using=using)
+
+
+def _settle_stream(sent: Sequence[Sent], stream: str, *, keep_bodies: bool, using: str) -> Tally:
     pks = [result.pk for result in sent]
     rows = OutgoingMessage.objects.using(using).filter(pk__in=pks)
     # Whose signal an event has not sent yet.
@@ -623,16 +701,17 @@ class _ByKey(Expression):
 
 def _announce(signal: Any, rows: QuerySet[OutgoingMessage]) -> None:
     """Send a signal for the rows as they are now, after commit; nothing is asked if none listen."""
-    if not signal.has_listeners(OutgoingMessage):
-        return
-    pks = list(rows.values_list("pk", flat=True))
+    if signal.has_listeners(OutgoingMessage):
+        _announce_all(signal, list(rows.values_list("pk", flat=True)), rows.db)
 
+
+def _announce_all(signal: Any, pks: Sequence[int], using: str) -> None:
     def send() -> None:
-        for message in OutgoingMessage.objects.using(rows.db).filter(pk__in=pks):
+        for message in OutgoingMessage.objects.using(using).filter(pk__in=pks):
             signal.send_robust(sender=OutgoingMessage, message=message)
 
-    if pks:
-        transaction.on_commit(send, using=rows.db, robust=True)
+    if pks and signal.has_listeners(OutgoingMessage):
+        transaction.on_commit(send, using=using, robust=True)
 
 
 def announce_suppressed(messages: Iterable[OutgoingMessage], *, using: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from django.db import connections, router
 
+from connect_mailer.any_of import AnyOf
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import OutgoingMessage, OutgoingRecipient, Unsubscribe
 
@@ -42,7 +43,7 @@ class Suppression:
         for start in range(0, len(wanted), limit):
             rows += (
                 Unsubscribe.objects.using(using)
-                .filter(address__in=wanted[start : start + limit])
+                .filter(AnyOf("address", wanted[start : start + limit]))
                 .values_list("address", "source", "mailing_list")
             )
         return cls(rows)

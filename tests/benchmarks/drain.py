@@ -181,8 +181,10 @@ def _drain(client: str) -> Callable[[int], Callable[[], int]]:
 
         options = {"SES_CLIENT": client, "DRAIN_SECONDS": 600}
         settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, **options}
-        # The client is made by a worker's first drain.
-        rate.account_rate.get(transport.get_ses_client())
+        # Clients are made, and what they need is imported, by a worker's first drain.
+        account_rate = rate.account_rate.get(transport.get_ses_client())
+        assert account_rate is not None
+        delivery._get_limiter("default").reserve([1], account_rate)
         return lambda: delivery.drain_outbox(wake=lambda: None, ask_for_help=lambda: None)
 
     return make

@@ -160,16 +160,17 @@ def test_queries_for_a_batch_do_not_grow_with_it(
 ) -> None:
     queue(*(f"u{n}@example.org" for n in range(rows)))
     has_row_locks = connection.features.has_select_for_update_skip_locked
+    at_once = connection.vendor == "postgresql"
 
-    # SELECT and UPDATE, in a savepoint where rows can be locked
-    with django_assert_num_queries(4 if has_row_locks else 2):
+    # SELECT and UPDATE, in a savepoint where rows can be locked. PostgreSQL: one statement.
+    with django_assert_num_queries(3 if at_once else 4 if has_row_locks else 2):
         claimed = outbox.claim(
             tokens=rows, slots=rows, max_bytes=10**9, lease_seconds=60, using="default"
         )
     assert len(claimed) == rows
     results = [outbox.Sent.of(row, ses_message_id=f"id-{row.pk}") for row in claimed]
     # messages, recipients, contents (which, forget, delete), the tally, in a savepoint
-    with django_assert_num_queries(8):
+    with django_assert_num_queries(3 if at_once else 8):
         outbox.settle(results, keep_bodies=False, using="default")
     assert set(OutgoingMessage.objects.values_list("ses_message_id", flat=True)) == {
         result.ses_message_id for result in results
@@ -210,7 +211,8 @@ def test_most_important_first(ses: LocalSES) -> None:
     rows = outbox.claim(tokens=3, slots=10, max_bytes=10**9, lease_seconds=60, using="default")
 
     assert costs == [1, 1, 1, 1]
-    order = [row.recipients.get().address for row in rows]
+    addresses = dict(OutgoingRecipient.objects.values_list("message", "address"))
+    order = [addresses[row.pk] for row in rows]
     assert order == ["first@example.org", "second@example.org", "third@example.org"]
 
 
@@ -481,7 +483,7 @@ class TestPace:
         sizes = []
         claim = outbox.claim
 
-        def watch(**kwargs: Any) -> list[OutgoingMessage]:
+        def watch(**kwargs: Any) -> list[outbox.Claimed]:
             rows = claim(**kwargs)
             sizes.append(len(rows))
             return rows

@@ -59,7 +59,7 @@ class Outbox(RuleBasedStateMachine):
         self.transaction.__enter__()
         self.rows: dict[int, Row] = {}
         # What some drain took to be its own, the newest last: it may be wrong by now.
-        self.held: list[OutgoingMessage] = []
+        self.held: list[outbox.Claimed] = []
 
     def teardown(self) -> None:
         """Whatever happened before: all that is open can be delivered."""
@@ -305,7 +305,7 @@ def pick(place: float, among: list[Any]) -> Any:
     return among[round(place * (len(among) - 1))]
 
 
-def make_result(row: OutgoingMessage, kind: str) -> outbox.Result:
+def make_result(row: outbox.Claimed, kind: str) -> outbox.Result:
     if kind == "sent":
         return outbox.Sent.of(row, ses_message_id=f"ses-{row.pk}")
     if kind == "doubtful":
