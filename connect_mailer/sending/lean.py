@@ -2,9 +2,9 @@
 
 What a request looks like, boto3 says: its client is asked for one once, which is not sent.
 Endpoint, region, headers and what is signed are taken from that, and a request made here must
-come out the same. Where it does not, or where somebody's hooks or a proxy have a part in it,
-boto3 goes on sending. Credentials, signatures, the parsing of errors, connections and the trust
-in certificates are those of boto3's client and of botocore's and urllib3's own code.
+come out the same. Where it does not, or where somebody's hooks, a proxy or a CA of the site's own
+have a part in it, boto3 goes on sending. Credentials, signatures, the parsing of errors,
+connections and TLS are those of boto3's client and of botocore's and urllib3's own code.
 """
 
 from __future__ import annotations
@@ -61,11 +61,10 @@ def make_lean(client: Any, credentials: Any) -> LeanSender | None:
     if _has_hooks(client):
         return None
     recorded = _record(client)
-    proxies = client._endpoint.http_session._proxy_config  # noqa: SLF001
     scope = _AUTHORIZATION.match(_to_text(recorded.headers["Authorization"]))
     is_usual = recorded.method == "POST" and re.match("https?://[^@#]+$", recorded.url)
     is_known = all(_CHANGES.fullmatch(k) or _STAYS.fullmatch(k) for k in recorded.headers)
-    if not scope or not is_usual or not is_known or proxies.proxy_url_for(recorded.url):
+    if not scope or not is_usual or not is_known or not _goes_straight(client, recorded.url):
         return None
     lean = LeanSender(client, credentials, recorded, scope)
     headers, body = lean.make_request(**_PROBE)
@@ -82,6 +81,14 @@ def _has_hooks(client: Any) -> bool:
     found = [handler for event in _EVENTS for handler in find(f"{event}.sesv2.SendEmail")]
     names = [getattr(one, "func", one).__module__ for one in found]
     return not all(n.startswith("botocore.") for n in [call.__globals__["__name__"], *names])
+
+
+def _goes_straight(client: Any, url: str) -> bool:
+    """Whether no proxy is on the way, and TLS is as it is for everybody."""
+    http = client._endpoint.http_session  # noqa: SLF001
+    is_private = (http._verify, http._cert_file) != (True, None)  # noqa: SLF001
+    is_usual = not is_private or url.startswith("http:")
+    return is_usual and not http._proxy_config.proxy_url_for(url)  # noqa: SLF001
 
 
 def _record(client: Any) -> Any:

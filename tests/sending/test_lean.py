@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from botocore import auth, client, handlers
+from botocore import auth, client, handlers, httpsession
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -295,6 +295,17 @@ class TestUnusual:
 
         assert not is_lean(make(recorder.url))
 
+    @pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+    def test_a_private_ca(
+        self, recorder: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pem, _ = make_certificate(tmp_path, "localhost")
+        assert is_lean(make("https://localhost:1"))
+        monkeypatch.setenv(name, str(pem))
+
+        assert not is_lean(make("https://localhost:1"))
+        assert is_lean(make(recorder.url)), "which asks for no certificate"
+
     def test_another_signature(self, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(auth.SigV4Auth, "scope", lambda self, request: "test/another")
 
@@ -342,6 +353,11 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
     return pem, key_file
 
 
+def trust(monkeypatch: pytest.MonkeyPatch, pem: Path) -> None:
+    """As the certificates that come with botocore or certifi."""
+    monkeypatch.setattr(httpsession, "where", lambda: str(pem))
+
+
 @pytest.mark.parametrize("is_lean", [True, False])
 class TestTLS:
     @pytest.fixture
@@ -378,10 +394,11 @@ class TestTLS:
 
     def test_is_kept(self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         url, pem, server = serve("localhost")
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+        trust(monkeypatch, pem)
         made = make(url, is_lean=is_lean)
 
         assert [made.send(ENVELOPE) for _ in range(3)] == [ID] * 3
+        assert isinstance(made._send_email, lean.LeanSender) is is_lean
 
         made.close()
         assert server.opened == 1
@@ -399,7 +416,7 @@ class TestTLS:
         self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         url, pem, server = serve("example.org")
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+        trust(monkeypatch, pem)
 
         made = make(url, is_lean=is_lean)
         with pytest.raises(Unavailable, match="SSLError"):
@@ -411,7 +428,7 @@ class TestTLS:
         self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         url, pem, server = serve("localhost")
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+        trust(monkeypatch, pem)
 
         def handle(self: Recorder) -> None:
             self.rfile.readline()

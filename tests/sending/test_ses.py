@@ -231,6 +231,15 @@ class TestAnswers:
             ("AccountSuspendedException", "Sending suspended.", AccountProblem),
             ("MessageRejected", "Sending paused for this account.", AccountProblem),
             ("ExpiredTokenException", "The security token is expired", AccountProblem),
+            (
+                "ExpiredToken",
+                "The security token included in the request is expired",
+                AccountProblem,
+            ),
+            # This machine's clock is wrong.
+            ("RequestExpired", "Request has expired", AccountProblem),
+            ("InvalidSignatureException", "Signature expired: 20261124T1 is now", AccountProblem),
+            ("SignatureDoesNotMatch", "Signature not yet current: 2026112", AccountProblem),
             ("UnrecognizedClientException", "The security token is invalid.", AccountProblem),
             ("InvalidSignatureException", "The signature does not match", AccountProblem),
             ("InvalidClientTokenId", "The token is invalid", AccountProblem),
