@@ -37,25 +37,30 @@ RETURNING place, {columns}, coalesce(expires_at <= statement_timestamp(), false)
 
 # All parts see the tables as they were before the statement, but for what RETURNING hands on.
 # The last one asks for `settled`, so rows are locked before their recipients, as everywhere.
-# The keys are given again and again, and OFFSET keeps a part as it is written: whatever a planner
-# takes the tables for, it goes by those keys.
+# Keys in an array, and OFFSET, which keeps a part as it is written: whatever a planner takes the
+# tables for, it goes by those keys.
 _SETTLE = """
 WITH result AS MATERIALIZED (
     SELECT * FROM unnest(%(keys)s::bigint[], %(ses_ids)s::text[], %(streams)s::text[])
         AS result (key, ses_id, stream)
+), these AS MATERIALIZED (
+    SELECT array_agg(key) AS keys FROM result
 ), body AS MATERIALIZED (
-    SELECT DISTINCT content_id FROM {messages} WHERE id = ANY(%(keys)s) AND NOT %(keep_bodies)s
+    SELECT DISTINCT content_id FROM {messages}
+    WHERE id = ANY((SELECT keys FROM these)::bigint[]) AND NOT %(keep_bodies)s
 ), settled AS (
     UPDATE {messages} AS row SET status = 'sent', claim = NULL, lane = NULL, turn = NULL,
         in_doubt = false, last_error = '', ses_message_id = ses_id,
         sent_at = statement_timestamp(), finished_at = statement_timestamp(),
         content_id = CASE WHEN %(keep_bodies)s THEN content_id END
-    FROM result WHERE row.id = ANY(%(keys)s) AND row.id = key AND status <> 'sent'
-        AND NOT (status = 'failed' AND ses_message_id <> '')
+    FROM result
+    WHERE row.id = ANY((SELECT keys FROM these)::bigint[]) AND row.id = key
+        AND status <> 'sent' AND NOT (status = 'failed' AND ses_message_id <> '')
     RETURNING row.id, row.stream
 ), written AS (
     UPDATE {recipients} SET status = 'sent' FROM result
-    WHERE message_id = ANY(%(keys)s) AND message_id = key AND status = 'queued'
+    WHERE message_id = ANY((SELECT keys FROM these)::bigint[]) AND message_id = key
+        AND status = 'queued'
     RETURNING stream
 ), released AS (
     DELETE FROM {contents} AS content USING body
