@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import io
 import json
 import re
 import uuid
@@ -194,11 +195,12 @@ class LeanSender:
             connection.sock.sendall(head)
             for start in range(0, len(body), _PIECE_BYTES):
                 connection.sock.sendall(memoryview(body)[start : start + _PIECE_BYTES])
-            with HTTPResponse(connection.sock, method="POST") as response:
-                answer = _read_good(response.fp.peek())
-                if answer is not None:
-                    is_kept = True
-                    return 200, {}, answer
+            begin = connection.sock.recv(_PIECE_BYTES)
+            answer = _read_good(begin)
+            if answer is not None:
+                is_kept = True
+                return 200, {}, answer
+            with HTTPResponse(_Begun(connection.sock, begin), method="POST") as response:  # type: ignore[arg-type]
                 response.begin()
                 try:
                     answer, is_kept = response.read(), not response.will_close
@@ -229,6 +231,26 @@ class LeanSender:
             names = exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError
             raise names[is_late](**where, error=error) from error
         connection.sock.settimeout(self._read_timeout)
+
+
+class _Begun(io.RawIOBase):
+    """A socket of which the beginning has been read."""
+
+    def __init__(self, sock: Any, begin: bytes) -> None:
+        self._sock, self._begin = sock, begin
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._begin:
+            return int(self._sock.recv_into(buffer))
+        part, self._begin = self._begin[: len(buffer)], self._begin[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def _read_good(answer: bytes) -> bytes | None:

@@ -66,6 +66,8 @@ def connect(
     import_module("moto.core")
     own = [one for one in handlers.BUILTIN_HANDLERS if one[1].__module__.startswith("botocore.")]
     monkeypatch.setattr(handlers, "BUILTIN_HANDLERS", own)
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
 
     def make(url: str | None, **changes: Any) -> SESClient:
         options: dict[str, Any] = {
