@@ -67,7 +67,7 @@ LINGER_SECONDS = 0.5
 # Results wait this long for company, so that one statement settles many.
 SETTLE_SECONDS = 0.05
 # Answers are taken so often: to be woken by each would cost more than all else that it needs.
-GATHER_SECONDS = 0.005
+GATHER_SECONDS = 0.01
 # How often a drain renews its lease and asks whether the account is paused.
 HEARTBEAT_SECONDS = 0.5
 DRAIN_LEASE_SECONDS = 15
@@ -82,9 +82,11 @@ LATE_SECONDS = 0.015
 # would be one too many: it is sent this much into its slot.
 STRAGGLER_SECONDS = 0.05
 
-# Rows that a drain holds, in units of its threads: while the database is asked for more, which
-# takes a dozen statements however many rows they are for, the threads have enough to do.
-READY_AHEAD = 3
+# Rows that a drain holds, and those that it asks for at least, in units of its threads. While
+# the database is asked for more, which takes as many statements for a few as for many, the
+# threads have enough to do.
+READY_AHEAD = 5
+LOOK_AHEAD = 2
 
 # Bytes of bodies that a drain holds at once, but for one message that is larger.
 MAX_BYTES = 32_000_000
@@ -381,7 +383,8 @@ class Drain:
     def _count_free(self) -> int:
         """How many rows to look for; few are not worth it."""
         free = READY_AHEAD * self._concurrency - self._in_flight - len(self._slots)
-        return 0 if self._bytes >= MAX_BYTES or free < self._concurrency else free
+        is_worth_it = self._bytes < MAX_BYTES and free >= LOOK_AHEAD * self._concurrency
+        return free if is_worth_it else 0
 
     def _wait(self) -> None:
         """Sleep until something is to be done, and take the answers that came."""
