@@ -76,6 +76,18 @@ def test_a_worker_finds_what_the_broker_lost_and_stops_cleanly(site: Site, ses: 
     assert "Traceback" not in output
 
 
+def test_a_thousand_calls_of_send_mail_ask_for_a_few_drains(site: Site, ses: LocalSES) -> None:
+    worker = site.start_worker()
+    wait_for(lambda: " ready." in worker.read())
+
+    senders = [site.start("tests.site", "send_each", "250") for _ in range(4)]
+    outputs = [sender.wait() for sender in senders]
+
+    assert [sender.process.returncode for sender in senders] == [0] * 4, outputs
+    wait_for(lambda: site.count() == {"sent": 1000}, tell=worker.read)
+    assert worker.read().count("Task connect_mailer.tasks.deliver[") // 2 < 50
+
+
 def test_sigterm_to_every_process_of_a_worker(site: Site, ses: LocalSES) -> None:
     ses.configure(rate=20)
     site.run("queue", "60")

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import redis
 from django.core.mail import EmailMessage
 from django.db import connection
 from django.utils import timezone
@@ -30,11 +31,12 @@ from connect_mailer.models import (
 )
 from connect_mailer.sending import delivery, leases, outbox
 from connect_mailer.sending.delivery import Drain, DrainLease
-from connect_mailer.sending.limiter import Reservation
+from connect_mailer.sending.limiter import RedisLimiter, Reservation
 from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.transport import get_ses_client, get_transport
 from connect_mailer.testing.outbox import deliver_all
 from connect_mailer.testing.ses import Fault, LocalSES
+from tests import servers
 
 pytestmark = pytest.mark.django_db
 
@@ -175,6 +177,37 @@ def test_queries_for_a_batch_do_not_grow_with_it(
     assert set(OutgoingMessage.objects.values_list("ses_message_id", flat=True)) == {
         result.ses_message_id for result in results
     }
+
+
+@pytest.mark.parametrize("rows", [10, 29])
+def test_what_a_look_costs_does_not_grow_with_what_it_finds(
+    ses: LocalSES,
+    rows: int,
+    valkey: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    django_assert_num_queries: Any,
+) -> None:
+    """Of the database, of the limiter and of connections to SES."""
+    queue(*(f"u{n}@example.org" for n in range(rows)))
+    limiter = RedisLimiter(servers.valkey_url())
+    limiter.reserve([1], 1e6)
+    valkey.config_resetstat()
+    # How often it settles, and asks what became due, is a matter of time.
+    settled: list[outbox.Result] = []
+    monkeypatch.setattr(outbox, "settle", lambda results, **_kwargs: settled.extend(results))
+    monkeypatch.setattr(delivery, "HEARTBEAT_SECONDS", 600.0)
+    at_once = connection.vendor == "postgresql"
+    locks = connection.features.has_select_for_update_skip_locked
+    # What became due is asked for first, and again where the line is short.
+    line_up, peek, line_up_again, load = 2, 1, 2, 3
+    claim = 3 if at_once else 4 if locks else 2
+
+    with django_assert_num_queries(line_up + peek + line_up_again + claim + load):
+        assert drain(limiter=limiter, rate=1e6).sent == rows == len(settled)
+
+    calls: Any = valkey.info("commandstats")
+    assert calls["cmdstat_evalsha"]["calls"] == 1
+    assert 0 < ses.stats().connections_opened <= 10, "one for each call in flight, and kept"
 
 
 def test_who_opted_out_since_is_not_written_to(ses: LocalSES) -> None:

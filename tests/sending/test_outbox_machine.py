@@ -160,7 +160,7 @@ class Outbox(RuleBasedStateMachine):
         if slots == 100 and tokens == 1000:
             assert not left, "rows that nobody finds"
         # The most important ones first.
-        assert max((row.rank for row in rows), default=0) <= min(left, default=99)
+        assert max((self.rows[row.pk].rank for row in rows), default=0) <= min(left, default=99)
         self.held += rows
 
     @precondition(lambda self: self.find(is_leased=True))

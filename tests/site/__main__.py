@@ -1,9 +1,9 @@
 """What a process of the site does: ``python -m tests.site COMMAND``.
 
 ``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``send N`` (with
-it; says how many seconds it took), ``send N BYTES`` (of noise, each), ``roll_back N``;
-``deliver N`` (asks for so many drains); ``drain``; ``serve`` (the webhook, until it is ended);
-``look PATH`` (prints a page of the admin).
+it; says how many seconds it took), ``send N BYTES`` (of noise, each), ``send_each N`` (one by
+one), ``roll_back N``; ``deliver N`` (asks for so many drains); ``drain``; ``serve`` (the webhook,
+until it is ended); ``look PATH`` (prints a page of the admin).
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def main(command: str, *args: str) -> None:
         started_at = time.monotonic()
         send(*map(int, args))
         sys.stdout.write(f"took {time.monotonic() - started_at:.1f} s\n")
+    elif command == "send_each":
+        for _ in range(int(args[0])):
+            send(1)
     elif command == "roll_back":
         from django.db import transaction
 
