@@ -14,6 +14,7 @@ from uuid import UUID
 from django.db import connections, models
 
 from connect_mailer.models import OutgoingContent, OutgoingMessage, OutgoingRecipient, Tally
+from connect_mailer.tallies import SIMULATOR_DOMAIN
 
 # `line` leaves out what another one has locked, or has taken since. `tokens` and `bytes` are
 # what a row needs together with all before it.
@@ -61,7 +62,7 @@ WITH result AS MATERIALIZED (
     UPDATE {recipients} SET status = 'sent' FROM result
     WHERE message_id = ANY((SELECT keys FROM these)::bigint[]) AND message_id = key
         AND status = 'queued'
-    RETURNING stream
+    RETURNING stream, address
 ), released AS (
     DELETE FROM {contents} AS content USING body
     WHERE content.id = body.content_id AND NOT EXISTS (
@@ -72,10 +73,12 @@ WITH result AS MATERIALIZED (
     INSERT INTO {tallies} ({names})
     SELECT {values} FROM (
         SELECT stream, 1 AS sent, 0 AS written FROM settled
-        UNION ALL SELECT stream, 0, 1 FROM written
+        UNION ALL SELECT stream, 0, 1 FROM written WHERE address NOT LIKE %(simulated)s
     ) AS one GROUP BY stream
+    RETURNING stream, sent, written
 )
-SELECT id FROM settled
+SELECT id, NULL AS stream, NULL::int AS sent, NULL::int AS written FROM settled
+UNION ALL SELECT NULL, * FROM counted
 """
 
 
@@ -107,18 +110,25 @@ def claim(
 
 def settle(
     keys: list[int], ses_ids: list[str], streams: list[str], *, keep_bodies: bool, using: str
-) -> list[int]:
-    """As ``outbox.settle``, for rows that were sent; return which did not say so yet."""
+) -> tuple[list[int], list[tuple[str, int, int]]]:
+    """As ``outbox.settle``, for rows that were sent.
+
+    Returns which did not say so yet, and of each stream how many these are and how many
+    recipients were written to, as it was counted.
+    """
     sql = _SETTLE.format(**_tables(), **_tally())
     values: dict[str, Any] = {
         "keys": keys,
         "ses_ids": ses_ids,
         "streams": streams,
         "keep_bodies": keep_bodies,
+        "simulated": f"%@{SIMULATOR_DOMAIN}",
     }
     with connections[using].cursor() as cursor:
         cursor.execute(sql, values)
-        return [pk for (pk,) in cursor.fetchall()]
+        rows = cursor.fetchall()
+    changed = [pk for pk, *_ in rows if pk is not None]
+    return changed, [(stream, sent, written) for pk, stream, sent, written in rows if pk is None]
 
 
 @cache

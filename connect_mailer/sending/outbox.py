@@ -612,13 +612,15 @@ def _note_events(results: Sequence[Result], using: str) -> None:
 def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None:
     if at_once.is_possible(using):
         with _savepoint(using):
-            changed = at_once.settle(
+            changed, counted = at_once.settle(
                 [result.pk for result in sent],
                 [result.ses_message_id for result in sent],
                 [result.stream for result in sent],
                 keep_bodies=keep_bodies,
                 using=using,
             )
+        tell_metrics((("sent", stream, number) for stream, number, _ in counted), using=using)
+        tell_metrics((("written", stream, number) for stream, _, number in counted), using=using)
         _announce_all(signals.message_sent, changed, using)
         return
     with transaction.atomic(using=using):

@@ -9,9 +9,6 @@ database, no pace. The peers run as they are published, through django-ses where
 backend: those that Celery runs in two workers with 50 threads each, django-post-office in two
 processes with 50 threads each; those that send one message after the other in one process, and
 fewer messages.
-
-Memory, after that: what a drain's process has at most for a small and for a large backlog, and
-for messages of 40 MB.
 """
 
 from __future__ import annotations
@@ -37,8 +34,6 @@ CONCURRENCY = 50
 MESSAGES = {0.05: 6000, 0.0: 8000}
 # Of those that take one message after the other, in one process.
 SLOW_MESSAGES = 200
-BACKLOGS = (1000, 20_000)
-LARGE_MESSAGES = 4
 
 MIME = (
     b"From: site@example.com\r\nTo: u@example.org\r\nSubject: News\r\nMIME-Version: 1.0\r\n"
@@ -56,30 +51,6 @@ def main() -> None:
         say(_site.describe(f"{PROCESSES} worker processes, median of {ROUNDS} rounds"))
         for seconds in MESSAGES:
             _compare(seconds)
-        _weigh()
-
-
-def _weigh() -> None:
-    from tests.benchmarks import _site
-
-    say(f"\n{'memory of a drain, MB':<30}{'before':>10}{'at most':>10}")
-    with _site.sink(0.0) as url:
-        for label, messages, size in (
-            *((f"{backlog:,} rows", backlog, 1000) for backlog in BACKLOGS),
-            (f"{LARGE_MESSAGES} messages of 40 MB", LARGE_MESSAGES, 41_000_000),
-        ):
-            _site.empty()
-            for _ in range(messages if size > 1_000_000 else 1):
-                number = 1 if size > 1_000_000 else messages
-                _site.queue(number, ("x" * 76 + "\n") * (size // 77))
-            worker = _site.start("drain", "memory", str(messages), SITE_SES_URL=url)
-            assert worker.stdout.readline() == "ready\n"
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            result = json.loads(worker.stdout.readline())
-            worker.communicate()
-            assert result["sent"] == messages, (result, messages)
-            say(f"{label:<30}{result['before']:>10.0f}{result['most']:>10.0f}")
 
 
 def _compare(seconds: float) -> None:
@@ -133,9 +104,6 @@ def _run(name: str, url: str, messages: int) -> tuple[float, float]:
 
 def work(name: str, *args: str) -> None:
     """Get ready, wait for the word, work, and say what it cost."""
-    if name == "memory":
-        _work_in_memory()
-        return
     _, make = ROLES[name]
     act = make(int(args[0]))
     say("ready")
@@ -151,16 +119,6 @@ def _read_cpu() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _work_in_memory() -> None:
-    act = _drain("lean")(0)
-    say("ready")
-    sys.stdin.readline()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    sent = act()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    say(json.dumps({"sent": sent, "before": before, "most": most}))
-
-
 def _nothing(messages: int) -> None:
     pass
 
@@ -173,7 +131,9 @@ def _queue(messages: int) -> None:
     _site.allow_help()
 
 
-def _drain(client: str) -> Callable[[int], Callable[[], int]]:
+def make_drain(client: str) -> Callable[[int], Callable[[], int]]:
+    """What makes a worker ready to drain the outbox through that client."""
+
     def make(messages: int) -> Callable[[], int]:
         from django.conf import settings
 
@@ -296,8 +256,8 @@ ALONE = {**dict.fromkeys([*LOOPS, "django-mailer"], SLOW_MESSAGES), "django-post
 ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]]] = {
     "boto3": (_nothing, _alone("boto3")),
     "lean": (_nothing, _alone("lean")),
-    "connect_mailer, boto3": (_queue, _drain("boto3")),
-    "connect_mailer": (_queue, _drain("lean")),
+    "connect_mailer, boto3": (_queue, make_drain("boto3")),
+    "connect_mailer": (_queue, make_drain("lean")),
 }
 ROLES |= {
     name: (_queue_by(path), _work_off(DRAINS[name], 1 if name in ALONE else PROCESSES))

@@ -1,0 +1,68 @@
+"""What a drain's process has in memory at most: for a small and a large backlog, and large mail.
+
+A drain holds what it is about to send and no more, so the backlog makes no difference, and of
+messages of 40 MB, the largest that SES takes, it holds one. Real drains in processes of their own,
+on PostgreSQL, against a local SES that answers at once; the peak is the kernel's (``ru_maxrss``).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+from tests.benchmarks._site import say
+
+BACKLOGS = (1000, 10_000, 50_000)
+LARGE_MESSAGES = 4
+# As SES counts, just below its 40 MB.
+LARGE_BYTES = 41_000_000
+LINE = "x" * 76 + "\n"
+
+
+def main() -> None:
+    """Print the table."""
+    from tests.benchmarks import _site
+
+    with _site.servers(), _site.sink(0.0) as url:
+        say(_site.describe("MB of one worker process"))
+        say(f"\n{'':<30}{'before':>10}{'at most':>10}{'of the drain':>14}")
+        for backlog in BACKLOGS:
+            _site.empty()
+            _site.queue(backlog)
+            _weigh(f"{backlog:,} small messages", backlog, url)
+        _site.empty()
+        for _ in range(LARGE_MESSAGES):
+            _site.queue(1, LINE * (LARGE_BYTES // len(LINE)))
+        _weigh(f"{LARGE_MESSAGES} messages of 40 MB", LARGE_MESSAGES, url)
+
+
+def _weigh(label: str, messages: int, url: str) -> None:
+    from tests.benchmarks import _site
+
+    worker = _site.start("memory", SITE_SES_URL=url)
+    assert worker.stdout.readline() == "ready\n"
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    result = json.loads(worker.stdout.readline())
+    worker.communicate()
+    assert result["sent"] == messages, (result, messages)
+    before, most = result["before"], result["most"]
+    say(f"{label:<30}{before:>10.0f}{most:>10.0f}{most - before:>14.0f}")
+
+
+def work() -> None:
+    """One drain."""
+    from tests.benchmarks.drain import make_drain
+
+    drain = make_drain("lean")(0)
+    say("ready")
+    sys.stdin.readline()
+    before = _find_peak()
+    sent = drain()
+    say(json.dumps({"sent": sent, "before": before, "most": _find_peak()}))
+
+
+def _find_peak() -> float:
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
