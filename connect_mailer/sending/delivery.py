@@ -823,7 +823,7 @@ class Drain:
 
 
 def _describe(
-    row: Slot | OutgoingMessage, *, ses_message_id: str = "", error: BaseException | None = None
+    row: Slot | outbox.Claimed, *, ses_message_id: str = "", error: BaseException | None = None
 ) -> dict[str, object]:
     """For the log: which row a record is about."""
     return make_extra(
