@@ -195,11 +195,12 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         queryset = queryset.filter(pk__gt=after)
         recipients = OutgoingRecipient.objects.using(queryset.db).filter(message__gt=after)
         for word in search_term.split():
-            has_word = Q(subject__icontains=word) | Q(sender__icontains=word)
-            if key is None:  # a whole address is no recipient's: that was asked above
-                to = recipients.filter(address__icontains=word)
-                has_word |= Q(pk__in=to.values("message"))
-            queryset = queryset.filter(has_word)
+            to = recipients.filter(address__icontains=word)
+            queryset = queryset.filter(
+                Q(subject__icontains=word)
+                | Q(sender__icontains=word)
+                | Q(pk__in=to.values("message"))
+            )
         return queryset, False
 
     def get_urls(self) -> list[URLPattern]:
