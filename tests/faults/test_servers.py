@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,8 @@ class SQLiteSite(Site):
         """The file is the test's."""
 
     def ask(self, sql: str, database: str = "") -> list[Any]:
-        with sqlite3.connect(self.env["SITE_DATABASE"], timeout=30) as connection:
+        database_file = self.env["SITE_DATABASE"]
+        with closing(sqlite3.connect(database_file, timeout=30)) as connection, connection:
             return connection.execute(sql).fetchall()
 
 
