@@ -62,6 +62,12 @@ def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
     server.stop()
 
 
+AT_WORK = """
+    SELECT 1 FROM connect_mailer_lease
+    WHERE (name LIKE 'drain %' OR name = 'wake') AND expires_at > now()
+"""
+
+
 def test_the_broker_forgets_stalls_and_goes_away(ses: LocalSES, own_valkey: Valkey) -> None:
     with open_site(ses.url, env={"SITE_BROKER_URL": own_valkey.url}) as site:
         worker = site.start_worker(app=APP)
@@ -73,6 +79,8 @@ def test_the_broker_forgets_stalls_and_goes_away(ses: LocalSES, own_valkey: Valk
         worker.send_to_group(signal.SIGCONT)
         wait_for(lambda: site.count() == {"sent": 10}, tell=worker.read)
 
+        # Beside a drain that runs, nobody asks the broker.
+        wait_for(lambda: not site.ask(AT_WORK), tell=worker.read)
         # It takes connections and says nothing: whoever queues waits for it, but not for ever.
         own_valkey.send_signal(signal.SIGSTOP)
         said = site.run("send", "20")
