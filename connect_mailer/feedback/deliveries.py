@@ -10,9 +10,7 @@ its own. Any other notification, and any that finds the outbox in another state,
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-from django.db import connections, transaction
+from django.db import connections
 from django.utils import timezone
 
 from connect_mailer.feedback import events, records
@@ -21,6 +19,7 @@ from connect_mailer.feedback.records import Statement
 from connect_mailer.feedback.sns import Notification
 from connect_mailer.models import MessageEvent, OutgoingMessage, OutgoingRecipient, Tally
 from connect_mailer.tallies import COUNTS, MOMENT, SIMULATOR_DOMAIN, tell_metrics
+from connect_mailer.transactions import single_statement
 
 _Status = OutgoingRecipient.Status
 
@@ -47,8 +46,8 @@ def take(event: Event, notification: Notification, *, using: str) -> bool:
         records.insert_rows(event, notification, connection),
         *settled,
     ]
-    # Where a transaction is open already, a second delivery must not break it.
-    with transaction.atomic(using=using) if connection.in_atomic_block else nullcontext():
+    # A second delivery must not break a transaction that is open.
+    with single_statement(using):
         told = [step for step in steps if step is not None]
         counted = records.execute(told, using, finds=told[-1][0] is _COUNT)
         tell_metrics((("delivered", stream, number) for stream, number in counted), using=using)

@@ -49,6 +49,7 @@ from connect_mailer.models import (
 from connect_mailer.sending import at_once, bulk
 from connect_mailer.sending.envelope import Draft, Recipient
 from connect_mailer.tallies import SIMULATOR_DOMAIN, count, tell_metrics
+from connect_mailer.transactions import single_statement
 
 _M = TypeVar("_M", bound=Model)
 
@@ -110,9 +111,7 @@ def store_unless_suppressed(frozen: Frozen, *, using: str) -> bool:
     Returns whether it was inserted. Only where ``can_store_at_once``.
     """
     (content,), ((message, recipients),) = _make_rows([frozen], DatabaseNow())
-    # One statement is a transaction of its own; it must not end that of the caller.
-    is_alone = connections[using].get_autocommit()
-    with nullcontext() if is_alone else transaction.atomic(using=using):
+    with single_statement(using):
         is_stored = bulk.insert_message(
             content,
             message,
@@ -385,7 +384,7 @@ def claim(
     """
     token = uuid4()
     if at_once.is_possible(using):
-        with _savepoint(using):
+        with single_statement(using):
             rows = at_once.claim(
                 token=token,
                 lanes=_find_lanes(paused),
@@ -443,11 +442,6 @@ def _lock(queryset: QuerySet[_M]) -> QuerySet[_M]:
     if connections[queryset.db].features.has_select_for_update_skip_locked:
         return queryset.select_for_update(skip_locked=True)
     return queryset
-
-
-def _savepoint(using: str) -> AbstractContextManager[Any]:
-    """For a single statement: none where it is a transaction of its own."""
-    return transaction.atomic(using) if connections[using].in_atomic_block else nullcontext()
 
 
 def _row_locks(using: str) -> AbstractContextManager[Any]:
@@ -611,7 +605,7 @@ def _note_events(results: Sequence[Result], using: str) -> None:
 
 def _settle_sent(sent: Sequence[Sent], *, keep_bodies: bool, using: str) -> None:
     if at_once.is_possible(using):
-        with _savepoint(using):
+        with single_statement(using):
             changed, counted = at_once.settle(
                 [result.pk for result in sent],
                 [result.ses_message_id for result in sent],
