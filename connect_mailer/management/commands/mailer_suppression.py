@@ -89,7 +89,7 @@ class Command(BaseCommand):
         there: set[str] = set()
         rows: list[tuple[str, str, str]] = []
         for page in self._pages(aws):
-            there.update(entry.address.lower() for entry in page.entries)
+            there |= page.addresses
             rows += [
                 (entry.address, entry.source, "SES only")
                 for entry in suppressed.find_missing(page.entries)
