@@ -29,18 +29,19 @@ class Mutant:
     new: str
 
 
-def _mutants(file: str, *edits: tuple[str, str, str]) -> list[Mutant]:
+def make_mutants(file: str, *edits: tuple[str, str, str]) -> list[Mutant]:
+    """Those of one file, each as its rule, what says it and what breaks it."""
     return [Mutant(rule=rule, file=file, old=old, new=new) for rule, old, new in edits]
 
 
 MUTANTS = [
-    *_mutants(
+    *make_mutants(
         "endpoint.py",
         ("no CSRF token", "@csrf_exempt\n", ""),
         ("no login", "@login_not_required\n", ""),
     ),
-    *_mutants("../apps.py", ("connected", "    suppress(**kwargs)", "    del suppress")),
-    *_mutants(
+    *make_mutants("../apps.py", ("connected", "    suppress(**kwargs)", "    del suppress")),
+    *make_mutants(
         "webhook.py",
         ("POST only", 'request.method != "POST"', "False"),
         ("body limit", "len(body) > sns.MAX_BODY_BYTES", "False"),
@@ -116,7 +117,7 @@ MUTANTS = [
         ("a cache that hangs", "else sns.BriefCache(cache)", "else cache"),
         ("app installed", '"django_bouncy" not in apps.app_configs', "False"),
     ),
-    *_mutants(
+    *make_mutants(
         "sns.py",
         ("UTF-8", 'body.decode("utf-8")', 'body.decode("latin-1")'),
         ("object", "not isinstance(data, dict)", "False"),
@@ -238,7 +239,7 @@ MUTANTS = [
         ("an emptied cache is filled", "_tell(cache, url, known)", "pass"),
         ("waiting ends", "running.result(timeout=DOWNLOAD_SECONDS)", "running.result(timeout=60)"),
     ),
-    *_mutants(
+    *make_mutants(
         "events.py",
         ("event publishing", ' or message.get("eventType")', ""),
         ("only who was written to", "if reported in known:", "if True:"),
@@ -267,7 +268,7 @@ MUTANTS = [
         ),
         ("destination normalised", "read_address(text) or text for", "text for"),
     ),
-    *_mutants(
+    *make_mutants(
         "receivers.py",
         ("not spam is no opt-out", "None if events.is_not_spam(feedback_type) else ", ""),
         ("hard only", "kind != events.PERMANENT or ", ""),
@@ -280,17 +281,17 @@ MUTANTS = [
         ),
         ("says why", "wanted[address, source] = detail", 'wanted[address, source] = ""'),
     ),
-    *_mutants(
+    *make_mutants(
         "../models.py",
         ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),
-    *_mutants(
+    *make_mutants(
         "subscriptions.py",
         ("begun again", "filter(name=_make_name(topic_arn)).delete()", "none()"),
         ("of that topic", "topic == topic_arn and ", ""),
         ("later", " and created_at > since", ""),
     ),
-    *_mutants(
+    *make_mutants(
         "records.py",
         ("once, if nobody listens", "        insert_receipt(notification, connection),\n", ""),
         ("rows if nobody listens", "        insert_rows(event, notification, connection),\n", ""),
@@ -329,16 +330,16 @@ MUTANTS = [
 
 # Rules that only a server's tests can hold.
 if os.environ.get("TEST_DATABASE") == "postgres":
-    MUTANTS += _mutants(
+    MUTANTS += make_mutants(
         "records.py",
         ("locks are not waited for", "lock_timeout = '{LOCK_SECONDS}s'", "lock_timeout = 0"),
     )
-    MUTANTS += _mutants(
+    MUTANTS += make_mutants(
         "webhook.py",
         ("receivers of rows are told", "needs_rows\n            or signals", "signals"),
         ("receivers of notifications are told", "or signals.notification.has_listeners()", ""),
     )
-    MUTANTS += _mutants(
+    MUTANTS += make_mutants(
         "deliveries.py",
         ("a delivery once", "        records.insert_receipt(notification, connection),\n", ""),
         ("its rows", "        records.insert_rows(event, notification, connection),\n", ""),
@@ -354,13 +355,13 @@ if os.environ.get("TEST_DATABASE") == "postgres":
         ("metrics", "tell_metrics((", "list(("),
     )
 if os.environ.get("TEST_DATABASE", "sqlite") == "sqlite":
-    MUTANTS += _mutants(
+    MUTANTS += make_mutants(
         "webhook.py",
         ("locks are not waited for long", "sqlite_seconds > _SQLITE_SECONDS:", "False:"),
         ("waiting is restored", "_pragma(connection, sqlite_seconds)", "pass"),
     )
 if os.environ.get("TEST_DATABASE") == "mysql":
-    MUTANTS += _mutants(
+    MUTANTS += make_mutants(
         "webhook.py",
         ("locks are not waited for", "{name} = {records.LOCK_SECONDS}", "{name} = 50"),
         ("waiting is restored", "= @connect_mailer_{name}", "= 2"),
