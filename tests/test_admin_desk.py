@@ -393,6 +393,25 @@ def test_words_are_looked_for_in_the_newest_and_addresses_in_all(admin_client, m
 
     assert find("old@example.com") == {old.pk}
     assert find("digest") == {new.pk}
+    assert find(" ") == {old.pk, new.pk}
+
+
+@pytest.mark.parametrize(
+    ("url", "query"),
+    [
+        (MESSAGES, {}),
+        (MESSAGES, {"status__exact": "failed"}),
+        (MESSAGES, {"created_at__gte": "2020-01-01 00:00:00+00:00"}),
+        (UNSUBSCRIBES, {}),
+        (UNSUBSCRIBES, {"source__exact": "bounce"}),
+    ],
+)
+def test_lists_and_their_filters_are_of_all(url, query, admin_client, monkeypatch):
+    monkeypatch.setattr(lists, "SEARCHED_ROWS", 1)
+    for number in range(3):
+        _make(status="failed")
+        _suppress(f"{number}@example.com")
+    assert len(admin_client.get(url, query).context["cl"].result_list) == 3
 
 
 def test_a_list_is_counted_up_to_a_point(admin_client, monkeypatch):

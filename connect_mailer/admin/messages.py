@@ -174,6 +174,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutgoingMessage], search_term: str
     ) -> tuple[QuerySet[OutgoingMessage], bool]:
+        if not search_term.strip():
+            return queryset, False
         key = find_key(search_term)
         if key is not None:
             # A whole address is looked up as it is stored. Of a Message-ID that SES wrote, the
@@ -185,7 +187,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             ):
                 if rows.exists():
                     return rows, False
-        elif search_term.strip() and " " not in search_term.strip():
+        elif " " not in search_term.strip():
             rows = queryset.filter(ses_message_id=search_term.strip())
             if rows.exists():
                 return rows, False
