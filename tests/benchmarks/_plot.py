@@ -27,7 +27,7 @@ def main(output: str) -> str:
     parts, y = [], 0
     for delay, lines in tables:
         rows = [re.split(r"\s{2,}", line.strip()) for line in lines.splitlines()]
-        figures = [(name, float(rate.replace(",", "")), cpu) for name, rate, _, cpu, _ in rows]
+        figures = [(name, float(rate.replace(",", "")), cpu) for name, rate, _, cpu, *_ in rows]
         most = max(rate for _, rate, _ in figures)
         title = f"SES answers after {delay}: messages a second"
         parts.append(f'<text class="title" x="0" y="{y + 20}">{title}</text>')

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 say = partial(print, flush=True)
 
@@ -64,14 +64,57 @@ def servers(*, peers: bool = False) -> Iterator[None]:
         ask(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+class Sink(NamedTuple):
+    """An SES that accepts everything: where it is, and its process."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def sink(seconds: float) -> Iterator[str]:
-    """The URL of an SES that answers after so long."""
+def sink(seconds: float) -> Iterator[Sink]:
+    """An SES that answers after so long."""
     process = start_module("tests.benchmarks._sink", str(seconds))
     try:
-        yield process.stdout.readline().strip()
+        yield Sink(process.stdout.readline().strip(), process.pid)
     finally:
         process.communicate()
+
+
+def read_cpu(pid: int) -> float:
+    """Seconds of CPU of a process and its children, those that it has seen end included."""
+    # Source: proc(5), /proc/pid/stat.
+    ticks = sum(map(int, _read_stat(pid)[11:15]))
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        stat = _read_stat(int(path.parent.name))
+        if stat and int(stat[1]) == pid:
+            ticks += int(stat[11]) + int(stat[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _read_stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return []
+
+
+def find_postgres() -> int:
+    """The process of the server that has the others as its children."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    return int(_read_stat(pid)[1])
+
+
+def find_valkey() -> int:
+    """The limiter's process."""
+    import redis
+
+    with redis.Redis.from_url(os.environ["SITE_REDIS_URL"]) as client:
+        return int(client.info("server")["process_id"])
 
 
 def start(benchmark: str, *args: str, **environment: str) -> Any:

@@ -2,7 +2,8 @@
 
 Two worker processes, 50 calls in flight in each, against a local SES that answers after 50 ms
 or at once. Queueing, imports and set-up come before the clock starts; it ends when the last
-row is settled. Rounds of all are interleaved.
+row is settled. Rounds of all are interleaved. The CPU of the servers is shown for one message,
+too: they are on the same machine, so what they take is missing elsewhere.
 
 *boto3* and *lean* are the floors: the client alone in 50 threads, messages from memory, no
 database, no pace. The peers run as they are published, through django-ses where they need a
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from tests.benchmarks._peers import find_queues
 from tests.benchmarks._site import say
@@ -31,7 +33,7 @@ ROUNDS = int(os.environ.get("DRAIN_ROUNDS", "3"))
 PROCESSES = 2
 CONCURRENCY = 50
 # Messages of a round, where SES answers after 50 ms and at once.
-MESSAGES = {0.05: 6000, 0.0: 8000}
+MESSAGES = {0.05: 6000, 0.0: 12_000}
 # Of those that take one message after the other, in one process.
 SLOW_MESSAGES = 200
 
@@ -53,28 +55,43 @@ def main() -> None:
             _compare(seconds)
 
 
+class Figures(NamedTuple):
+    """Of one round: messages a second; CPU of one message in microseconds, of whom."""
+
+    rate: float
+    workers: float
+    postgres: float
+    valkey: float
+    ses: float
+
+
 def _compare(seconds: float) -> None:
     from tests.benchmarks import _site
 
-    taken: dict[str, list[tuple[float, float]]] = {}
-    with _site.sink(seconds) as url:
+    taken: dict[str, list[Figures]] = {}
+    with _site.sink(seconds) as ses:
         for _ in range(ROUNDS):
             for name in ROLES:
-                taken.setdefault(name, []).append(_run(name, url, MESSAGES[seconds]))
-    floor = statistics.median(rate for rate, _ in taken["boto3"])
-    cost = statistics.median(cpu for _, cpu in taken["boto3"])
+                taken.setdefault(name, []).append(_run(name, ses, MESSAGES[seconds]))
+    medians = {
+        name: Figures(*map(statistics.median, zip(*rounds, strict=True)))
+        for name, rounds in taken.items()
+    }
+    floor = medians["boto3"]
     title = f"answers after {seconds * 1000:.0f} ms"
-    say(f"\n{title:<30}{'a second':>10}{'of boto3':>10}{'CPU, us':>9}{'of boto3':>10}")
-    for name, figures in taken.items():
-        rate = statistics.median(rate for rate, _ in figures)
-        cpu = statistics.median(cpu for _, cpu in figures)
+    say(
+        f"\n{title:<26}{'a second':>9}{'of boto3':>10}{'CPU, us':>9}{'of boto3':>10}"
+        f"{'PostgreSQL':>12}{'Valkey':>8}{'SES':>6}"
+    )
+    for name, of_one in medians.items():
         say(
-            f"{name:<30}{rate:>10,.0f}{rate / floor:>10.2f}{cpu:>9.0f}{cpu / cost:>10.2f}",
+            f"{name:<26}{of_one.rate:>9,.0f}{of_one.rate / floor.rate:>10.2f}"
+            f"{of_one.workers:>9,.0f}{of_one.workers / floor.workers:>10.2f}"
+            f"{of_one.postgres:>12,.0f}{of_one.valkey:>8,.0f}{of_one.ses:>6,.0f}"
         )
 
 
-def _run(name: str, url: str, messages: int) -> tuple[float, float]:
-    """Messages a second, and microseconds of CPU a message."""
+def _run(name: str, ses: Any, messages: int) -> Figures:
     from tests.benchmarks import _site
 
     prepare, _ = ROLES[name]
@@ -83,20 +100,27 @@ def _run(name: str, url: str, messages: int) -> tuple[float, float]:
     processes = 1 if name in ALONE else PROCESSES
     prepare(messages)
     each = messages // processes
-    workers = [_site.start("drain", name, str(each), SITE_SES_URL=url) for _ in range(processes)]
+    workers = [
+        _site.start("drain", name, str(each), SITE_SES_URL=ses.url) for _ in range(processes)
+    ]
     for worker in workers:
         assert worker.stdout.readline() == "ready\n", name
+    servers = (_site.find_postgres(), _site.find_valkey(), ses.pid)
+    before = [_site.read_cpu(server) for server in servers]
     started = time.perf_counter()
     for worker in workers:
         worker.stdin.write("go\n")
         worker.stdin.flush()
     results = [json.loads(worker.stdout.readline()) for worker in workers]
-    seconds = time.perf_counter() - started
+    after = [_site.read_cpu(server) for server in servers]
     for worker in workers:
         worker.communicate()
     sent = sum(result["sent"] for result in results)
     assert sent == messages, (name, sent, messages)
-    return sent / seconds, sum(result["cpu"] for result in results) / sent * 1e6
+    seconds = max(result["ended"] for result in results) - started
+    cpu = [sum(result["cpu"] for result in results)]
+    cpu += [now - then for now, then in zip(after, before, strict=True)]
+    return Figures(sent / seconds, *(one / sent * 1e6 for one in cpu))
 
 
 # In a worker's process
@@ -110,7 +134,8 @@ def work(name: str, *args: str) -> None:
     sys.stdin.readline()
     started = _read_cpu()
     sent = act()
-    say(json.dumps({"sent": sent, "cpu": _read_cpu() - started}))
+    ended = _settled_at or time.perf_counter()
+    say(json.dumps({"sent": sent, "cpu": _read_cpu() - started, "ended": ended}))
 
 
 def _read_cpu() -> float:
@@ -131,13 +156,17 @@ def _queue(messages: int) -> None:
     _site.allow_help()
 
 
+# When the last row was settled, of the clock that all processes have. A drain then lingers.
+_settled_at = 0.0
+
+
 def make_drain(client: str) -> Callable[[int], Callable[[], int]]:
     """What makes a worker ready to drain the outbox through that client."""
 
     def make(messages: int) -> Callable[[], int]:
         from django.conf import settings
 
-        from connect_mailer.sending import delivery, rate, transport
+        from connect_mailer.sending import delivery, outbox, rate, transport
 
         options = {"SES_CLIENT": client, "DRAIN_SECONDS": 600}
         settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, **options}
@@ -145,6 +174,14 @@ def make_drain(client: str) -> Callable[[int], Callable[[], int]]:
         account_rate = rate.account_rate.get(transport.get_ses_client())
         assert account_rate is not None
         delivery._get_limiter("default").reserve([1], account_rate)
+        settle = outbox.settle
+
+        def note_time(*args: Any, **kwargs: Any) -> None:
+            global _settled_at
+            settle(*args, **kwargs)
+            _settled_at = time.perf_counter()
+
+        outbox.settle = note_time
         return lambda: delivery.drain_outbox(wake=lambda: None, ask_for_help=lambda: None)
 
     return make

@@ -9,7 +9,6 @@ are the tables and indexes afterwards, vacuumed: what ``KEEP_DAYS`` keeps.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from tests.benchmarks._site import say
@@ -23,7 +22,7 @@ def main() -> None:
     """Print the table."""
     from tests.benchmarks import _site
 
-    with _site.servers(), _site.sink(0.0) as url:
+    with _site.servers(), _site.sink(0.0) as ses:
         say(_site.describe("for a million messages"))
         say(f"\n{'':<34}{'statements':>12}{'CPU':>10}{'WAL':>9}{'limiter calls':>15}")
         for batch, messages in MESSAGES.items():
@@ -32,7 +31,7 @@ def main() -> None:
             _tell(title, messages, lambda: _queue(messages, batch))  # noqa: B023 - called at once
         _site.empty()
         _queue(MESSAGES[BATCH], BATCH)
-        _tell("delivery", MESSAGES[BATCH], lambda: _deliver(url))
+        _tell("delivery", MESSAGES[BATCH], lambda: _deliver(ses.url))
         size = _measure_size() / MESSAGES[BATCH]
         say(f"\nsent rows: {size * 1e6 / 1e9:.1f} GB")
 
@@ -91,30 +90,15 @@ def _tell(title: str, messages: int, act: Any) -> None:
 
 
 def _read_server() -> tuple[float, int]:
-    """CPU seconds of all processes of the server, those that ended included; bytes of WAL."""
+    """Seconds of CPU of the server, and bytes of WAL."""
     from django.db import connection
 
+    from tests.benchmarks import _site
+
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-        pid, wal = cursor.fetchone()
-    server = _read_stat(pid)[1]  # its parent
-    # Its own CPU, and that of the children that it has seen end (proc(5)).
-    ticks = sum(map(int, _read_stat(server)[11:15]))
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        stat = _read_stat(int(path.parent.name))
-        if stat and int(stat[1]) == server:
-            ticks += int(stat[11]) + int(stat[12])
-    return ticks / os.sysconf("SC_CLK_TCK"), int(wal)
-
-
-def _read_stat(pid: int) -> list[Any]:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return []
-    fields: list[Any] = text.rpartition(")")[2].split()
-    fields[1] = int(fields[1])
-    return fields
+        cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+        (wal,) = cursor.fetchone()
+    return _site.read_cpu(_site.find_postgres()), int(wal)
 
 
 def _measure_size() -> int:

@@ -24,17 +24,17 @@ def main() -> None:
     """Print the table."""
     from tests.benchmarks import _site
 
-    with _site.servers(), _site.sink(0.0) as url:
+    with _site.servers(), _site.sink(0.0) as ses:
         say(_site.describe("MB of one worker process"))
         say(f"\n{'':<30}{'before':>10}{'at most':>10}{'of the drain':>14}")
         for backlog in BACKLOGS:
             _site.empty()
             _site.queue(backlog)
-            _weigh(f"{backlog:,} small messages", backlog, url)
+            _weigh(f"{backlog:,} small messages", backlog, ses.url)
         _site.empty()
         for _ in range(LARGE_MESSAGES):
             _site.queue(1, LINE * (LARGE_BYTES // len(LINE)))
-        _weigh(f"{LARGE_MESSAGES} messages of 40 MB", LARGE_MESSAGES, url)
+        _weigh(f"{LARGE_MESSAGES} messages of 40 MB", LARGE_MESSAGES, ses.url)
 
 
 def _weigh(label: str, messages: int, url: str) -> None:
