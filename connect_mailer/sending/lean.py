@@ -3,22 +3,22 @@
 What a request looks like, boto3 says: its client is asked for one once, which is not sent.
 Endpoint, region, headers and what is signed are taken from that, and a request made here must
 come out the same. Where it does not, or where somebody's hooks, a proxy or a CA of the site's own
-have a part in it, boto3 goes on sending. Credentials, signatures, the parsing of errors,
-connections and TLS are those of boto3's client and of botocore's and urllib3's own code.
+have a part in it, boto3 goes on sending. Credentials, the first signature of a day, the parsing of
+errors, connections and TLS are those of boto3's client and of botocore's and urllib3's own code.
 """
 
 from __future__ import annotations
 
 import base64
 import hmac
-import io
 import json
 import re
 import uuid
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from hashlib import sha256
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from ssl import SSLError
+from time import gmtime, strftime
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -120,20 +120,37 @@ def _compare(headers: Mapping[str, str | bytes]) -> object:
     }
 
 
-class _Auth(SigV4Auth):  # type: ignore[misc, unused-ignore]
-    def signature(self, string_to_sign: str, request: Any) -> str:
-        _, *scope = self.scope(request).split("/")
-        key = _derive_key(self.credentials.secret_key, *scope)
-        return hmac.digest(key, string_to_sign.encode(), "sha256").hex()
+class _Signer:
+    """Signs as botocore does, and keeps of its first signature what is the same all day.
 
+    ``date`` is that of the first one, and ``signs`` for whom and on which day it is good.
+    """
 
-@lru_cache(maxsize=4)
-def _derive_key(secret: str, *scope: str) -> bytes:
-    """The signing key of a day. Source: IAM user guide, "Create a signed AWS API request"."""
-    key = f"AWS4{secret}".encode()
-    for part in scope:
-        key = hmac.digest(key, part.encode(), "sha256")
-    return key
+    def __init__(self, credentials: Any, scope: re.Match[str], request: Any) -> None:
+        auth = SigV4Auth(credentials, scope[3], scope[2])
+        auth.add_auth(request)
+        self._headers = dict(request.headers.items())
+        self.date = self._headers["X-Amz-Date"]
+        self.signs = (credentials, self.date[:8])
+        del request.headers["Authorization"]
+        canonical = auth.canonical_request(request).removesuffix(sha256(request.body).hexdigest())
+        self._canonical = canonical.split(f":{self.date}\n")
+        self._scope = auth.credential_scope(request)
+        # Source: IAM user guide, "Create a signed AWS API request".
+        self._key = f"AWS4{credentials.secret_key}".encode()
+        for part in self._scope.split("/"):
+            self._key = hmac.digest(self._key, part.encode(), "sha256")
+        self._start = self._headers["Authorization"].rpartition("=")[0]
+        if self.sign(request.body, self.date) != self._headers:
+            raise ValueError("botocore signs in another way.")
+
+    def sign(self, body: bytes, date: str) -> dict[str, str]:
+        """The headers that are signed, and the signature."""
+        canonical = f":{date}\n".join(self._canonical) + sha256(body).hexdigest()
+        digest = sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{date}\n{self._scope}\n{digest}".encode()
+        signature = hmac.digest(self._key, text, "sha256").hex()
+        return {**self._headers, "X-Amz-Date": date, "Authorization": f"{self._start}={signature}"}
 
 
 class LeanSender:
@@ -143,10 +160,10 @@ class LeanSender:
         model, http = client.meta.service_model, client._endpoint.http_session  # noqa: SLF001
         self._parser = parsers.create_parser(model.resolved_protocol)
         self._shape = model.operation_model("SendEmail").output_shape
-        self._url, self._credentials = request.url, credentials
-        self._make_auth = partial(_Auth, region_name=scope[2], service_name=scope[3])
+        self._url, self._credentials, self._scope = request.url, credentials, scope
         kept = {k: _to_text(v) for k, v in request.headers.items() if _STAYS.fullmatch(k)}
         signed = scope[4].split(";")
+        self._signer: _Signer | None = None
         self._signed = {name: value for name, value in kept.items() if name.lower() in signed}
         self._unsigned = {name: value for name, value in kept.items() if name not in self._signed}
         # As urllib3 writes it, without a port that goes without saying.
@@ -176,10 +193,14 @@ class LeanSender:
         before, quote, after = text.partition('"Data": "')
         data = base64.b64encode(call["Content"]["Raw"]["Data"])
         body = b"".join(((before + quote).encode(), data, after.encode()))
-        request = AWSRequest("POST", self._url, self._signed, body)
-        self._make_auth(self._credentials.get_frozen_credentials()).add_auth(request)
         more = {"amz-sdk-invocation-id": str(uuid.uuid4()), "Content-Length": str(len(body))}
-        return dict(request.headers.items()) | self._unsigned | more, body
+        signer, date = self._signer, strftime("%Y%m%dT%H%M%SZ", gmtime())
+        credentials = self._credentials.get_frozen_credentials()
+        if signer is None or signer.signs != (credentials, date[:8]):
+            request = AWSRequest("POST", self._url, self._signed, b"{}")
+            self._signer = signer = _Signer(credentials, self._scope, request)
+            date = signer.date
+        return signer.sign(body, date) | self._unsigned | more, body
 
     def _exchange(self, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -195,12 +216,13 @@ class LeanSender:
             connection.sock.sendall(head)
             for start in range(0, len(body), _PIECE_BYTES):
                 connection.sock.sendall(memoryview(body)[start : start + _PIECE_BYTES])
-            begin = connection.sock.recv(_PIECE_BYTES)
-            answer = _read_good(begin)
-            if answer is not None:
-                is_kept = True
-                return 200, {}, answer
-            with HTTPResponse(_Begun(connection.sock, begin), method="POST") as response:  # type: ignore[arg-type]
+            with connection.sock.makefile("rb") as reader:
+                answer = _read_good(reader.peek())
+                if answer is not None:
+                    is_kept = True
+                    return 200, {}, answer
+                sock: Any = SimpleNamespace(makefile=lambda mode: reader)
+                response = HTTPResponse(sock, method="POST")
                 response.begin()
                 try:
                     answer, is_kept = response.read(), not response.will_close
@@ -231,26 +253,6 @@ class LeanSender:
             names = exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError
             raise names[is_late](**where, error=error) from error
         connection.sock.settimeout(self._read_timeout)
-
-
-class _Begun(io.RawIOBase):
-    """A socket of which the beginning has been read."""
-
-    def __init__(self, sock: Any, begin: bytes) -> None:
-        self._sock, self._begin = sock, begin
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._begin:
-            return int(self._sock.recv_into(buffer))
-        part, self._begin = self._begin[: len(buffer)], self._begin[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
 
 
 def _read_good(answer: bytes) -> bytes | None:

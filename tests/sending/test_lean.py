@@ -153,7 +153,10 @@ class TestRequest:
         extra: str | None,
     ) -> None:
         recorder.requests.clear()
-        with mock.patch.object(auth, "get_current_datetime", return_value=now):
+        with (
+            mock.patch.object(auth, "get_current_datetime", return_value=now),
+            mock.patch.object(lean, "gmtime", return_value=now.utctimetuple()),
+        ):
             for is_lean in (True, False):
                 assert clients(is_lean, token, extra).send(envelope) == ID
 
@@ -306,8 +309,11 @@ class TestUnusual:
         assert not is_lean(make("https://localhost:1"))
         assert is_lean(make(recorder.url)), "which asks for no certificate"
 
-    def test_another_signature(self, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(auth.SigV4Auth, "scope", lambda self, request: "test/another")
+    @pytest.mark.parametrize("part", ["scope", "signature", "string_to_sign"])
+    def test_another_signature(
+        self, recorder: Any, part: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(auth.SigV4Auth, part, lambda *args: "another")
 
         assert not is_lean(make(recorder.url))
 
