@@ -334,18 +334,17 @@ class OutgoingMessage(models.Model):
         null=True,
         blank=True,
         related_name="messages",
+        db_index=False,
     )
     size = models.PositiveIntegerField(_("size in bytes"), default=0)
     # Recipients that this call would write to: what it costs of the account's rate.
     cost = models.PositiveSmallIntegerField(default=1, editable=False)
 
-    ses_message_id = models.CharField(
-        _("SES message id"), max_length=100, blank=True, default="", db_index=True
-    )
+    ses_message_id = models.CharField(_("SES message id"), max_length=100, blank=True, default="")
     last_error = models.TextField(_("last error"), blank=True, default="")
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     sent_at = models.DateTimeField(_("sent"), null=True, blank=True)
-    finished_at = models.DateTimeField(_("finished"), null=True, blank=True, db_index=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 
     if TYPE_CHECKING:
         content_id: UUID | None
@@ -357,15 +356,54 @@ class OutgoingMessage(models.Model):
             ("cancel_outgoingmessage", "Can cancel queued messages"),
             ("preview_outgoingmessage", "Can read the body of messages"),
         ]
+        # A row is written three times (queued, claimed, settled), and each time to every index
+        # that it belongs in: so it belongs in few. SQLite uses one with a condition only where
+        # the query says the same, or one of what is joined by OR.
         indexes = [
-            models.Index(fields=["lane", "turn"], name="connect_mailer_line"),
+            models.Index(
+                fields=["lane", "turn"],
+                name="connect_mailer_in_line",
+                condition=models.Q(lane__isnull=False),
+            ),
+            # What waits for its time; for the admin, what was not sent.
+            models.Index(
+                fields=["status", "lane", "due_at"],
+                name="connect_mailer_unsent",
+                condition=(
+                    models.Q(status="queued")
+                    | models.Q(status="sending")
+                    | models.Q(status="failed")
+                    | models.Q(status="suppressed")
+                    | models.Q(status="expired")
+                ),
+            ),
             # For the admin: its dates, and all of a day.
             models.Index(fields=["created_at"], name="connect_mailer_created"),
-            models.Index(fields=["status", "lane", "due_at"], name="connect_mailer_waiting"),
+            models.Index(
+                fields=["finished_at"],
+                name="connect_mailer_finished",
+                condition=models.Q(finished_at__isnull=False),
+            ),
+            models.Index(
+                fields=["content"],
+                name="connect_mailer_body",
+                condition=models.Q(content__isnull=False),
+            ),
+            # Without the second one that Django makes of a text, on PostgreSQL, for LIKE.
+            models.Index(
+                fields=["ses_message_id"],
+                name="connect_mailer_ses_id",
+                condition=~models.Q(ses_message_id=""),
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.subject or '(no subject)'} ({self.status})"
+
+    @staticmethod
+    def has_ses_id(ses_message_id: str) -> models.Q:
+        """The condition that finds a row by its SES id, as the index of these has it."""
+        return models.Q(ses_message_id=ses_message_id) & ~models.Q(ses_message_id="")
 
 
 class OutgoingRecipient(models.Model):
@@ -388,7 +426,7 @@ class OutgoingRecipient(models.Model):
         OutgoingMessage, on_delete=models.CASCADE, related_name="recipients"
     )
     # As it is compared; `envelope` is as it was written, and so as SES gets it.
-    address = AddressField(_("address"), db_index=True)
+    address = AddressField(_("address"))
     envelope = models.CharField(max_length=MAX_ADDRESS_LENGTH)
     kind = models.CharField(_("kind"), max_length=3, choices=Kind.choices, default=Kind.TO)
     status = models.CharField(
@@ -402,6 +440,7 @@ class OutgoingRecipient(models.Model):
     class Meta:
         verbose_name = _("recipient")
         verbose_name_plural = _("recipients")
+        indexes = [models.Index(fields=["address"], name="connect_mailer_recipient")]
 
     def __str__(self) -> str:
         return f"{self.address} ({self.status})"

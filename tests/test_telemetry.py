@@ -178,7 +178,7 @@ def test_the_outbox_is_shown(django_assert_num_queries: Any) -> None:
         turn=timezone.now() - timedelta(minutes=5)
     )
     pauses.pause("default", "to see", using="default")
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(5):
         shown = _show()
     assert shown["connect_mailer_waiting_messages", "now", "default"] == 1
     assert shown["connect_mailer_waiting_messages", "later", "default"] == 1

@@ -183,12 +183,12 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             of_recipient = OutgoingRecipient.objects.filter(address=key)
             for rows in (
                 queryset.filter(pk__in=of_recipient.values("message")),
-                queryset.filter(ses_message_id=key.partition("@")[0]),
+                queryset.filter(OutgoingMessage.has_ses_id(key.partition("@")[0])),
             ):
                 if rows.exists():
                     return rows, False
         elif " " not in search_term.strip():
-            rows = queryset.filter(ses_message_id=search_term.strip())
+            rows = queryset.filter(OutgoingMessage.has_ses_id(search_term.strip()))
             if rows.exists():
                 return rows, False
         # Each of the newest rows and of their recipients is read once: a join of both tables

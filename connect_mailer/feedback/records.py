@@ -450,7 +450,7 @@ def _find(event: Event, using: str) -> OutgoingMessage | None:
     if event.tag is not None:
         query |= Q(uuid=event.tag)
     if event.ses_message_id:
-        query |= Q(ses_message_id=event.ses_message_id)
+        query |= OutgoingMessage.has_ses_id(event.ses_message_id)
     if not query:
         return None
     # Sorted here: Django takes longer to write the ORDER BY than to ask.

@@ -186,10 +186,14 @@ def load_last_recipients(*, using: str) -> Window:
 def find_waiting(*, using: str) -> list[Waiting]:
     """What each stream has to send, told by indexes alone."""
     rows = OutgoingMessage.objects.using(using)
-    later = rows.filter(status__in=OutgoingMessage.OPEN, lane=None).order_by()
-    by_stream = later.values("stream")[:MAX_WAITING].aggregate(
-        **{stream.value: Count("stream", filter=Q(stream=stream)) for stream in Stream}
-    )
+    by_stream = Counter[str]()
+    for status in OutgoingMessage.OPEN:  # one range of the index for each
+        later = rows.filter(status=status, lane=None).order_by().values("stream")[:MAX_WAITING]
+        by_stream.update(
+            later.aggregate(
+                **{stream.value: Count("stream", filter=Q(stream=stream)) for stream in Stream}
+            )
+        )
     found = []
     for stream, lanes in (
         (Stream.TRANSACTIONAL, {"lane__gte": 0, "lane__lt": FIRST_DEFAULT_LANE}),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.mail import EmailMessage
 from django.db import connection
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from connect_mailer.backend import ConnectMailerBackend
-from connect_mailer.models import OutgoingMessage
+from connect_mailer.models import OutgoingContent, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending import outbox
 from tests.benchmarks.claim import explain
 
@@ -20,7 +22,8 @@ is_mysql = connection.vendor == "mysql"
 pytestmark = pytest.mark.django_db(transaction=is_mysql)  # where counting what is there commits
 
 ROWS = 3000
-LINE, WAITING = "connect_mailer_line", "connect_mailer_waiting"
+OLD = datetime(2000, 1, 1, tzinfo=UTC)
+LINE, WAITING = "connect_mailer_in_line", "connect_mailer_unsent"
 
 
 def make_rows(number: int, **fields: Any) -> None:
@@ -33,8 +36,8 @@ def make_rows(number: int, **fields: Any) -> None:
 
 def analyze() -> None:
     with connection.cursor() as cursor:
-        table = OutgoingMessage._meta.db_table
-        cursor.execute(f"ANALYZE TABLE {table}" if is_mysql else "ANALYZE")
+        tables = f"{OutgoingMessage._meta.db_table}, {OutgoingRecipient._meta.db_table}"
+        cursor.execute(f"ANALYZE TABLE {tables}" if is_mysql else "ANALYZE")
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ class Plans:
         return [
             "\n".join(explain(sql, params))
             for sql, params in self.asked
-            if sql.lstrip().startswith((verb, "WITH")) and OutgoingMessage._meta.db_table in sql
+            if sql.lstrip().startswith((verb, "WITH")) and "connect_mailer_outgoing" in sql
         ]
 
 
@@ -93,7 +96,7 @@ def goes_by_key(text: str) -> bool:
     found, _, written = text.partition("WindowAgg")
     # Other rows with the same body are found by that.
     text = (written or found).partition("CTE released")[0]
-    bad = (LINE, WAITING, "content_id_", "Seq Scan on connect_mailer_outgoingmessage")
+    bad = (LINE, WAITING, "connect_mailer_body", "Seq Scan on connect_mailer_outgoingmessage")
     keys = ("pkey", "PRIMARY KEY (rowid=?)", "key=PRIMARY")
     return any(key in text for key in keys) and not any(words in text for words in bad)
 
@@ -116,6 +119,51 @@ def test_what_becomes_due_is_found_by_an_index() -> None:
     assert len(looks) == 2
     for text in looks:
         assert goes_by(WAITING, text), text
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        ("connect_mailer_ses_id", OutgoingMessage.objects.filter(OutgoingMessage.has_ses_id("7"))),
+        # As events are looked up.
+        (
+            "connect_mailer_ses_id",
+            OutgoingMessage.objects.filter(Q(uuid=uuid4()) | OutgoingMessage.has_ses_id("7")),
+        ),
+        ("connect_mailer_body", OutgoingMessage.objects.filter(content=uuid4())),
+        ("connect_mailer_finished", OutgoingMessage.objects.filter(finished_at__lt=OLD)),
+        ("connect_mailer_created", OutgoingMessage.objects.filter(created_at__lt=OLD)),
+        (WAITING, OutgoingMessage.objects.filter(status="failed").order_by("-pk")),
+        ("connect_mailer_recipient", OutgoingRecipient.objects.filter(address="u7@example.org")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_few_rows_that_are_asked_for_are_found_by_an_index(
+    index: str, rows: QuerySet[Any]
+) -> None:
+    now = timezone.now()
+    contents = [OutgoingContent(mime=b"") for _ in range(ROWS)]
+    OutgoingContent.objects.bulk_create(contents)
+    OutgoingMessage.objects.bulk_create(
+        OutgoingMessage(
+            sender="site@example.com",
+            status="sent",
+            due_at=now,
+            finished_at=now,
+            ses_message_id=f"{n}",
+            content=content,
+        )
+        for n, content in enumerate(contents)
+    )
+    message = OutgoingMessage.objects.all()[0]
+    OutgoingRecipient.objects.bulk_create(
+        OutgoingRecipient(message=message, address=f"u{n}@example.org") for n in range(ROWS)
+    )
+    analyze()
+
+    (text,) = plan(lambda: list(rows)).of("SELECT")
+
+    assert index in text, text
 
 
 @pytest.mark.usefixtures("full")
