@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -10,11 +12,14 @@ from django.contrib.auth.models import Permission, User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.urls import resolve
 from django.utils import timezone
 
 from connect_mailer import admin
+from connect_mailer.account.standing import load_account
 from connect_mailer.admin import lists
 from connect_mailer.models import (
+    Lease,
     MessageEvent,
     OutgoingContent,
     OutgoingMessage,
@@ -23,6 +28,7 @@ from connect_mailer.models import (
     Unsubscribe,
 )
 from connect_mailer.sending import leases, pauses
+from connect_mailer.sending.ses import SESClient
 from connect_mailer.testing.account import LocalSuppression
 from connect_mailer.testing.ses import LocalSES
 
@@ -152,7 +158,7 @@ def test_the_last_recipients_are_the_newest_ones(admin_client):
     assert found.last_week.bounced == 4_030
     assert found.last_day.bounced == 10
     assert sum(day.counts["bounced"] for day in found.days) == 4_030
-    assert found.last_hour == 9_000
+    assert sum(point.counts["written"] for point in found.hour) == 9_000
 
 
 def test_the_health_page_asks_the_same_however_much_there_is(admin_client):
@@ -233,8 +239,62 @@ def test_the_account_is_shown_with_the_end_of_its_quota(admin_client, ses):
     left = page.context["runs_out_at"] - timezone.now()
     assert timedelta(minutes=110) < left < timedelta(minutes=130)
     assert [finding.part for finding in page.context["findings"]]
+
+
+def test_an_account_that_may_not_be_asked(admin_client, ses):
     ses.configure(may_get_account=False)
     assert "SES did not say how the account is" in _text(admin_client.get(HEALTH + "account/"))
+
+
+@pytest.fixture
+def asked(ses, monkeypatch):
+    """How often SES was asked for the account."""
+    calls = []
+    ask = SESClient.get_account
+    monkeypatch.setattr(SESClient, "get_account", lambda client: calls.append(1) or ask(client))
+    return calls
+
+
+def test_ses_is_asked_for_the_account_once_in_a_while(admin_client, asked):
+    for _ in range(3):
+        assert "of 1,000,000" in _text(admin_client.get(HEALTH + "account/"))
+    assert len(asked) == 1
+    Lease.objects.update(expires_at=timezone.now())
+    admin_client.get(HEALTH + "account/")
+    assert len(asked) == 2
+
+
+def test_while_one_process_asks_the_others_take_the_last_answer(ses, asked):
+    ses.configure(daily_quota=7)
+    assert load_account(using="default").max_24_hour_send == 7
+    ses.configure(daily_quota=8)
+    Lease.objects.update(expires_at=timezone.now())
+    leases.acquire("account", 60, using="default", note=Lease.objects.get(name="account").note)
+    assert load_account(using="default").max_24_hour_send == 7
+    assert len(asked) == 1
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite's is one connection's alone")
+@pytest.mark.django_db(transaction=True)
+def test_many_processes_at_once_ask_ses_once(asked):
+    barrier = threading.Barrier(8)
+
+    def load(_number):
+        barrier.wait(60)
+        try:
+            return load_account(using="default")
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        accounts = list(threads.map(load, range(8)))
+    assert len(asked) == 1
+    assert {account.max_24_hour_send for account in accounts} == {1_000_000}
+
+
+def test_no_transaction_waits_for_ses():
+    view = resolve(HEALTH + "account/").func
+    assert view._non_atomic_requests == {"default"}
 
 
 def test_without_ses_there_is_no_account(admin_client, elsewhere):

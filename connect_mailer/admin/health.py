@@ -19,10 +19,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 
+from connect_mailer import tallies
 from connect_mailer.conf import conf
-from connect_mailer.exceptions import DeliveryError
 from connect_mailer.models import Health, OutgoingMessage
 from connect_mailer.tasks import wake_on_commit
 
@@ -134,30 +135,34 @@ class HealthAdmin(HealthModelAdmin):
         }
         return TemplateResponse(request, "connect_mailer/admin/health.html", context)
 
+    # A transaction of the whole request would last as long as SES takes.
+    @method_decorator(transaction.non_atomic_requests)
     def account_view(self, request: HttpRequest) -> HttpResponse:
         """A part of the page: what SES says of the account, and what the doctor finds."""
         from connect_mailer.account.site import examine_quickly
+        from connect_mailer.account.standing import load_account
         from connect_mailer.health import figures
         from connect_mailer.sending import outbox
-        from connect_mailer.sending.transport import get_ses_client
 
         if not self.has_view_permission(request):
             raise PermissionDenied
         context: dict[str, Any] = {"is_ses": conf.is_ses, "findings": list(examine_quickly())}
         if conf.is_ses:
-            try:
-                account = get_ses_client().get_account()
-            except DeliveryError as error:
-                context["error"] = str(error)
+            using = outbox.get_database()
+            account = load_account(using=using)
+            if isinstance(account, str):
+                context["error"] = account
             else:
-                found = figures.load(using=outbox.get_database())
+                hour = figures.load_hour(using=using)
+                rate = sum(point.counts["written"] for point in hour) / sum(
+                    point.seconds for point in hour
+                )
                 context |= {
                     "account": account,
-                    "rate": found.last_hour / 3600,
-                    "peak": max(point.rate for point in found.hour),
-                    "left": max(account.max_24_hour_send - account.sent_last_24_hours, 0),
+                    "rate": rate,
+                    "peak": max(point.rate for point in hour),
                     "is_unlimited": account.max_24_hour_send < 0,
-                    "runs_out_at": find_end_of_quota(account, found.last_hour),
+                    "runs_out_at": find_end_of_quota(account, rate),
                 }
         return TemplateResponse(request, "connect_mailer/admin/health_account.html", context)
 
@@ -202,13 +207,12 @@ class HealthAdmin(HealthModelAdmin):
         return HttpResponseRedirect(url)
 
 
-def find_end_of_quota(account: Account, last_hour: int) -> datetime | None:
-    """When the quota of 24 hours is used up, if sending goes on as in the last hour.
+def find_end_of_quota(account: Account, rate: float) -> datetime | None:
+    """When the quota of 24 hours is used up, if ``rate`` recipients a second go on.
 
     ``None``: not within a day, after which what was sent today counts no more.
     """
-    left = account.max_24_hour_send - account.sent_last_24_hours
-    if account.max_24_hour_send < 0 or not last_hour:
+    left = max(account.max_24_hour_send - account.sent_last_24_hours, 0)
+    if account.max_24_hour_send < 0 or left >= rate * tallies.DAY:
         return None
-    hours = max(left, 0) / last_hour
-    return timezone.now() + timedelta(hours=hours) if hours < 24 else None
+    return timezone.now() + timedelta(seconds=left / rate)

@@ -130,11 +130,6 @@ class Figures:
     days: Sequence[Point]
     hour: Sequence[Point]
 
-    @property
-    def last_hour(self) -> int:
-        """Recipients written to."""
-        return sum(point.counts["written"] for point in self.hour)
-
 
 def load(*, using: str) -> Figures:
     """Read the tallies of the last ``DAYS`` days, about a row an hour and stream."""
@@ -144,7 +139,7 @@ def load(*, using: str) -> Figures:
         day: Point(at=day, seconds=tallies.DAY)
         for day in (today - timedelta(days=DAYS - 1 - number) for number in range(DAYS))
     }
-    hour = [Point(at=start, seconds=tallies.MINUTES) for start in _list_minutes(now)]
+    hour = _make_hour(now)
     by_stream: dict[str, Counter[str]] = {stream.value: Counter() for stream in Stream}
     day, week, last = Counter[str](), Counter[str](), Counter[str]()
     since = None
@@ -159,8 +154,7 @@ def load(*, using: str) -> Figures:
             since = at
         if (date := _to_date(at)) in days:
             days[date].counts.update(counts)
-        if at >= cast(datetime, hour[0].at):
-            hour[(at - cast(datetime, hour[0].at)) // timedelta(minutes=5)].counts.update(counts)
+        _count_hour(hour, at, counts)
     return Figures(
         day=by_stream,
         last_day=_make_window(day, now - timedelta(days=1)),
@@ -169,6 +163,31 @@ def load(*, using: str) -> Figures:
         days=list(days.values()),
         hour=hour,
     )
+
+
+def load_hour(*, using: str) -> list[Point]:
+    """The last hour alone, as of ``load``."""
+    now = timezone.now()
+    hour = _make_hour(now)
+    for at, _stream, counts in _read(now, using, since=cast(datetime, hour[0].at)):
+        _count_hour(hour, at, counts)
+    return hour
+
+
+def _make_hour(now: datetime) -> list[Point]:
+    starts = _list_minutes(now)
+    # The last one is going on. At its beginning a few recipients would be a great rate.
+    elapsed = max(int((now - starts[-1]).total_seconds()), 60)
+    return [
+        *(Point(at=start, seconds=tallies.MINUTES) for start in starts[:-1]),
+        Point(at=starts[-1], seconds=elapsed),
+    ]
+
+
+def _count_hour(hour: Sequence[Point], at: datetime, counts: dict[str, int]) -> None:
+    start = cast(datetime, hour[0].at)
+    if at >= start:
+        hour[(at - start) // timedelta(minutes=5)].counts.update(counts)
 
 
 def load_last_recipients(*, using: str) -> Window:
@@ -226,8 +245,10 @@ def find_bouncing_domains(*, using: str) -> list[Any]:
     )
 
 
-def _read(now: datetime, using: str) -> Iterator[tuple[datetime, str, dict[str, int]]]:
-    """When, of which stream, and how many of each; newest first."""
+def _read(
+    now: datetime, using: str, *, since: datetime | None = None
+) -> Iterator[tuple[datetime, str, dict[str, int]]]:
+    """When, of which stream, and how many of each; newest first, of ``DAYS`` days."""
     rows = Tally.objects.using(using).filter(domain="").order_by()
     sums = {name: Sum(name) for name in tallies.COUNTS}
     starts = _list_minutes(now)
@@ -248,7 +269,7 @@ def _read(now: datetime, using: str) -> Iterator[tuple[datetime, str, dict[str, 
     )
     folded = (
         rows.exclude(span=tallies.MOMENT)
-        .filter(at__gte=now - timedelta(days=DAYS))
+        .filter(at__gte=since or now - timedelta(days=DAYS))
         .values("at", "stream")
         .annotate(**sums)
     )

@@ -42,7 +42,10 @@ def main() -> None:
         if connection.vendor != "postgresql":
             raise SystemExit("This one is for PostgreSQL: TEST_DATABASE=postgres.")
         logging.disable(logging.CRITICAL)
-        kept = setup_databases(verbosity=0, interactive=False, keepdb=options.keep)
+        # Not serialised: Django would read what is kept, to write it anew between tests.
+        kept = setup_databases(
+            verbosity=0, interactive=False, keepdb=options.keep, serialized_aliases=()
+        )
         try:
             from connect_mailer.models import Unsubscribe
 
