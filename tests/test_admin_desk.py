@@ -11,6 +11,7 @@ from django.contrib.admin.models import ADDITION, DELETION, LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
+from django.template import Context, Template
 from django.test.utils import CaptureQueriesContext
 from django.urls import resolve
 from django.utils import timezone
@@ -135,6 +136,38 @@ def test_what_waits_and_what_was_sent(admin_client):
 
 
 @pytest.mark.parametrize(
+    ("minutes", "sent_minutes_ago", "word"),
+    [
+        (None, None, "nothing waits"),
+        (5, None, "flows"),
+        (30, None, "stands still"),
+        (30, 4, "flows"),
+        (90, 40, "stands still"),
+    ],
+)
+def test_a_stream_says_whether_its_mail_flows(minutes, sent_minutes_ago, word, admin_client):
+    now = timezone.now()
+    if minutes:
+        _make(lane=15, turn=now - timedelta(minutes=minutes))
+    if sent_minutes_ago:
+        at = now - timedelta(minutes=sent_minutes_ago)
+        Tally.objects.create(at=at, stream="default", written=1)
+    page = _text(admin_client.get(HEALTH))
+    default = page[page.index("stream-default") : page.index("mailer-account")]
+    assert f">{word}</span>" in default
+
+
+def test_numbers_lead_to_their_messages_for_who_may_see_them(client):
+    _make(lane=15, turn=timezone.now())
+    link = f"{MESSAGES}?stream__exact=default&amp;status__exact=queued"
+    _operator(client, "view_health")
+    assert link not in _text(client.get(HEALTH))
+    User.objects.all().delete()
+    _operator(client, "view_health", "view_outgoingmessage")
+    assert link in _text(client.get(HEALTH))
+
+
+@pytest.mark.parametrize(
     ("bounced", "complained", "standings"),
     [
         (0, 0, ("good", "good")),
@@ -147,6 +180,13 @@ def test_rates_are_judged_as_aws_does(bounced, complained, standings, admin_clie
     _tally(written=1000, bounced=bounced, complained=complained)
     found = admin_client.get(HEALTH).context["figures"].last_day
     assert (found.bounce_standing, found.complaint_standing) == standings
+
+
+def test_a_few_recipients_are_not_judged(admin_client):
+    _tally(written=999, bounced=300)
+    found = admin_client.get(HEALTH).context["figures"].last_day
+    assert (found.bounce_standing, found.complaint_standing) == ("unknown", "unknown")
+    assert "too few to judge" in _text(admin_client.get(HEALTH))
 
 
 def test_the_last_recipients_are_the_newest_ones(admin_client):
@@ -479,7 +519,34 @@ def test_a_list_is_counted_up_to_a_point(admin_client, monkeypatch):
     for _ in range(5):
         _make()
     response = admin_client.get(MESSAGES)
-    assert "3+" in _text(response)
+    assert "≥3 outgoing messages" in _text(response)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_great_number_is_written_in_groups(grouped, settings):
+    settings.USE_THOUSAND_SEPARATOR = grouped
+    text = Template("{{ number }}").render(Context({"number": lists.AtLeast(10_000)}))
+    assert text == "≥10,000"
+
+
+@pytest.mark.parametrize(
+    ("url", "query", "text"),
+    [
+        (MESSAGES, {}, "No mail was queued yet"),
+        (MESSAGES, {"status__exact": "failed"}, "There is none of these."),
+        (MESSAGES, {"q": "digest"}, "Nothing is found."),
+        (UNSUBSCRIBES, {}, "Everybody may be written to"),
+        (UNSUBSCRIBES, {"created_at__year": "2001"}, "There is none of these."),
+    ],
+)
+def test_an_empty_list_says_why(url, query, text, admin_client):
+    assert text in _text(admin_client.get(url, query))
+
+
+def test_files_of_a_page_have_the_nonce_of_the_site():
+    page = Template("{% load mailer_lists %}<script{% mailer_nonce %}>")
+    assert page.render(Context({"csp_nonce": "a1"})) == '<script nonce="a1">'
+    assert page.render(Context()) == "<script>"
 
 
 def test_dates_lead_from_months_to_days(admin_client):

@@ -61,6 +61,7 @@ class Stream:
     waiting: Waiting
     counts: dict[str, int]
     pause: Pause | None
+    is_still: bool
 
 
 @admin.register(Health)
@@ -114,6 +115,7 @@ class HealthAdmin(HealthModelAdmin):
                     waiting=waiting,
                     counts=found.day[waiting.stream],
                     pause=paused.get(waiting.stream),
+                    is_still=is_still(waiting, found.moving),
                 )
                 for waiting in figures.find_waiting(using=using)
             ],
@@ -131,6 +133,7 @@ class HealthAdmin(HealthModelAdmin):
             "suspension": figures.SUSPENSION,
             "domains": figures.find_bouncing_domains(using=using),
             "can_pause": self.has_pause_permission(request),
+            "can_view_messages": request.user.has_perm("connect_mailer.view_outgoingmessage"),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "connect_mailer/admin/health.html", context)
@@ -139,6 +142,7 @@ class HealthAdmin(HealthModelAdmin):
     @method_decorator(transaction.non_atomic_requests)
     def account_view(self, request: HttpRequest) -> HttpResponse:
         """A part of the page: what SES says of the account, and what the doctor finds."""
+        from connect_mailer.account.findings import Level
         from connect_mailer.account.site import examine_quickly
         from connect_mailer.account.standing import load_account
         from connect_mailer.health import figures
@@ -146,7 +150,9 @@ class HealthAdmin(HealthModelAdmin):
 
         if not self.has_view_permission(request):
             raise PermissionDenied
-        context: dict[str, Any] = {"is_ses": conf.is_ses, "findings": list(examine_quickly())}
+        worst_first = [Level.ERROR, Level.WARNING, Level.NOTE, Level.OK]
+        findings = sorted(examine_quickly(), key=lambda found: worst_first.index(found.level))
+        context: dict[str, Any] = {"is_ses": conf.is_ses, "findings": findings}
         if conf.is_ses:
             using = outbox.get_database()
             account = load_account(using=using)
@@ -205,6 +211,15 @@ class HealthAdmin(HealthModelAdmin):
             self.message_user(request, _("That was done already."), messages.INFO)
         url = reverse("admin:connect_mailer_health_changelist", current_app=self.admin_site.name)
         return HttpResponseRedirect(url)
+
+
+def is_still(waiting: Waiting, moving: frozenset[str]) -> bool:
+    """Whether mail is due since long and none is sent: a rate that is low looks different."""
+    from connect_mailer.health.figures import STILL_SECONDS
+
+    if not waiting.ready or waiting.oldest is None or waiting.stream in moving:
+        return False
+    return timezone.now() - waiting.oldest > timedelta(seconds=STILL_SECONDS)
 
 
 def find_end_of_quota(account: Account, rate: float) -> datetime | None:

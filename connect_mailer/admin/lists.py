@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from django.conf import settings
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Max, Min, QuerySet
-from django.http import HttpRequest
-from django.utils import formats, timezone
+from django.http import HttpRequest, HttpResponse
+from django.utils import formats
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
+
+from connect_mailer.admin.parts import to_local
+from connect_mailer.templatetags.mailer_numbers import thousands
 
 MAX_COUNT: Final = 10_000
 # Parts of words are looked for in so many of the newest rows: there is no index for them.
@@ -29,7 +35,9 @@ class AtLeast(int):
     """A number that was counted up to here."""
 
     def __str__(self) -> str:
-        return f"{int(self)}+"
+        # Django groups the digits of what it gets, where a site wants that of all numbers.
+        is_grouped = settings.USE_THOUSAND_SEPARATOR
+        return f"\N{GREATER-THAN OR EQUAL TO}{int(self) if is_grouped else thousands(self)}"
 
 
 class BoundedPaginator(AnyPaginator):
@@ -42,9 +50,21 @@ class BoundedPaginator(AnyPaginator):
         return found if found <= MAX_COUNT else AtLeast(MAX_COUNT)
 
 
+class LargeChangeList(ChangeList):
+    """A list that is whole is not said to be one of more."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.is_whole = not self.query and not self.get_filters_params()
+        if self.is_whole:
+            self.full_result_count = self.result_count
+
+
 class LargeTableAdmin(AnyModelAdmin):
     """A list that costs the same with ten rows and with ten million."""
 
+    # What a list says that has no rows at all.
+    empty_text: Any = ""
     change_list_template = "connect_mailer/admin/change_list.html"
     list_per_page = 50
     paginator = BoundedPaginator
@@ -56,6 +76,18 @@ class LargeTableAdmin(AnyModelAdmin):
         if any(name.startswith(f"{self.date_hierarchy}__") for name in request.GET):
             return (f"-{self.date_hierarchy}", "-pk")
         return ("-pk",)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LargeChangeList
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        context = {
+            "title": capfirst(self.opts.verbose_name_plural),
+            "empty_text": self.empty_text,
+        }
+        return super().changelist_view(request, {**context, **(extra_context or {})})
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -80,7 +112,7 @@ def make_hierarchy(cl: Any) -> dict[str, Any] | None:
     bounds = cl.root_queryset.order_by().aggregate(first=Min(name), last=Max(name))
     if bounds["first"] is None:
         return None
-    first, last = _to_date(bounds["first"]), _to_date(bounds["last"])
+    first, last = to_local(bounds["first"]).date(), to_local(bounds["last"]).date()
     year, month, day = (
         _to_number(cl.params.get(f"{name}__{part}")) for part in ("year", "month", "day")
     )
@@ -141,10 +173,6 @@ def _list_days(year: int, month: int, first: date, last: date) -> list[date]:
     end = (start + timedelta(days=32)).replace(day=1)
     days = (start + timedelta(days=number) for number in range((end - start).days))
     return [day for day in days if first <= day <= last]
-
-
-def _to_date(at: datetime) -> date:
-    return timezone.localtime(at).date() if timezone.is_aware(at) else at.date()
 
 
 def _to_number(value: Any) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from email import message_from_bytes, policy
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
@@ -22,14 +22,14 @@ from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.formats import localize
+from django.utils.html import format_html
 from django.utils.text import Truncator
-from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 from django.views.decorators.clickjacking import xframe_options_sameorigin
 
 from connect_mailer.admin.lists import LargeTableAdmin
-from connect_mailer.admin.parts import find_key, make_badge
+from connect_mailer.admin.parts import find_key, make_badge, to_local
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import (
     MessageEvent,
@@ -39,11 +39,6 @@ from connect_mailer.models import (
 )
 from connect_mailer.tasks import wake_on_commit
 
-if TYPE_CHECKING:
-    RecipientTabularInline = admin.TabularInline[OutgoingRecipient, OutgoingMessage]
-else:
-    RecipientTabularInline = admin.TabularInline
-
 Status = OutgoingMessage.Status
 
 # What a body may do in its frame: be seen. Nothing is loaded, nothing runs.
@@ -51,35 +46,6 @@ _BODY_POLICY: Final = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "form-action 'none'; frame-ancestors 'self'"
 )
-
-
-class OutgoingRecipientInline(RecipientTabularInline):
-    """Everybody on a message, written to or not."""
-
-    model = OutgoingRecipient
-    fields = (
-        "address",
-        "kind",
-        "status_badge",
-        "reason",
-    )
-    readonly_fields = fields
-    ordering = ("pk",)
-    extra = 0
-    can_delete = False
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return True  # to whoever may see the message
-
-    @admin.display(description=gettext_lazy("status"))
-    def status_badge(self, obj: OutgoingRecipient) -> str:
-        return make_badge(obj.status, obj.get_status_display())
 
 
 @admin.register(OutgoingMessage)
@@ -92,15 +58,13 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     actions = ("send_again", "send_now", "cancel")
     change_form_template = "connect_mailer/admin/message.html"
     date_hierarchy = "created_at"
-    inlines = (OutgoingRecipientInline,)
     list_display = (
         "status_badge",
         "subject_line",
         "recipient_summary",
         "created_at",
-        "short_error",
-        "attempts",
         "sent_at",
+        "attempts",
         "stream",
     )
     list_display_links = ("subject_line",)
@@ -115,40 +79,35 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         "A recipient (written to or not) or an SES id, of all messages; a sender and words of the "
         "subject, of the newest 100,000."  # lists.SEARCHED_ROWS
     )
-    fieldsets = (
-        (
-            None,
-            {
-                "fields": (
-                    ("status_badge", "attempts", "is_in_doubt"),
-                    "subject_line",
-                    "sender",
-                    "last_error",
-                    "ses_message_id",
-                )
-            },
-        ),
-        (gettext_lazy("What happened"), {"fields": ("timeline",)}),
-        (
-            gettext_lazy("Times"),
-            {"fields": (("created_at", "due_at"), ("sent_at", "finished_at"))},
-        ),
-        (
-            gettext_lazy("As it was queued"),
-            {
-                "fields": (
-                    ("stream", "priority", "mailing_list"),
-                    ("send_after", "expires_at"),
-                    ("size", "body_is_kept"),
-                    "tags",
-                    "uuid",
-                )
-            },
-        ),
-    )
+    empty_text = gettext_lazy("No mail was queued yet, or none is kept any more.")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return flatten_fieldsets(self.fieldsets)
+        return flatten_fieldsets(self.get_fieldsets(request, obj))
+
+    def get_fieldsets(self, request: HttpRequest, obj: OutgoingMessage | None = None) -> Any:
+        """What an operator asks first, without what there is nothing to say of."""
+        said = [
+            name for name in ("sender", "last_error", "ses_message_id") if getattr(obj, name, "")
+        ]
+        doubt = ["is_in_doubt"] if obj is not None and obj.in_doubt else []
+        return [
+            (None, {"fields": [("status_badge", "stream", "attempts", *doubt), *said]}),
+            (gettext_lazy("What happened"), {"fields": ["timeline"]}),
+            (gettext_lazy("Recipients"), {"fields": ["everybody"]}),
+            (
+                gettext_lazy("Details"),
+                {
+                    "classes": ["collapse"],
+                    "fields": [
+                        ("created_at", "due_at", "sent_at", "finished_at"),
+                        ("priority", "mailing_list", "send_after", "expires_at"),
+                        ("size", "body_is_kept"),
+                        "tags",
+                        "uuid",
+                    ],
+                },
+            ),
+        ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -453,13 +412,24 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def timeline(self, obj: OutgoingMessage) -> str:
         return render_to_string("connect_mailer/admin/timeline.html", {"steps": list_steps(obj)})
 
+    @admin.display(description=gettext_lazy("recipients"))
+    def everybody(self, obj: OutgoingMessage) -> str:
+        """Each recipient, written to or not."""
+        rows = OutgoingRecipient.objects.filter(message=obj).order_by("pk")
+        return render_to_string("connect_mailer/admin/recipients.html", {"rows": rows})
+
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def status_badge(self, obj: OutgoingMessage) -> str:
         return make_badge(obj.status, obj.get_status_display())
 
     @admin.display(description=gettext_lazy("subject"), ordering="subject")
     def subject_line(self, obj: OutgoingMessage) -> str:
-        return obj.subject or _("(no subject)")
+        """The subject, and what went wrong."""
+        subject = obj.subject or _("(no subject)")
+        if not obj.last_error:
+            return subject
+        error = Truncator(obj.last_error).chars(80)
+        return format_html('{} <span class="mailer-error">{}</span>', subject, error)
 
     @admin.display(description=gettext_lazy("recipients"))
     def recipient_summary(self, obj: OutgoingMessage) -> str | None:
@@ -476,10 +446,6 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             "address": first.address,
             "n": others,
         }
-
-    @admin.display(description=gettext_lazy("last error"))
-    def short_error(self, obj: OutgoingMessage) -> str:
-        return Truncator(obj.last_error).chars(80)
 
     @admin.display(description=gettext_lazy("in doubt"))
     def is_in_doubt(self, obj: OutgoingMessage) -> str:
@@ -502,7 +468,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             else:
                 ends = pause.ends_at
                 text = _("Sending is paused until %(until)s: %(reason)s") % {
-                    "until": localize(localtime(ends) if is_aware(ends) else ends),
+                    "until": localize(to_local(ends)),
                     "reason": pause.reason,
                 }
             self.message_user(request, text, messages.WARNING)

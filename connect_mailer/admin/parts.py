@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.utils.html import format_html
+from django.utils.timezone import is_aware, localtime
 
 from connect_mailer import addresses
 from connect_mailer.exceptions import InvalidAddress
@@ -19,3 +22,8 @@ def find_key(text: str) -> str | None:
         return addresses.normalise(text)
     except InvalidAddress:
         return None
+
+
+def to_local(at: datetime) -> datetime:
+    """In the time zone of the site; without ``USE_TZ`` it is already."""
+    return localtime(at) if is_aware(at) else at

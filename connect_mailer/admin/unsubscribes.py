@@ -17,12 +17,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, Streami
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.utils.formats import date_format
 from django.utils.html import format_html
+from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from connect_mailer.admin.lists import LargeTableAdmin
-from connect_mailer.admin.parts import find_key
+from connect_mailer.admin.parts import find_key, make_badge, to_local
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import AccountError
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
@@ -39,10 +41,13 @@ class UnsubscribeAdmin(LargeTableAdmin):
 
     list_display = (
         "address",
-        "source",
+        "source_badge",
         "of_list",
         "user_link",
         "created_at",
+    )
+    empty_text = gettext_lazy(
+        "Everybody may be written to: nobody bounced, complained or opted out."
     )
     actions = ("release", "export")
     change_form_template = "connect_mailer/admin/unsubscribe.html"
@@ -58,10 +63,13 @@ class UnsubscribeAdmin(LargeTableAdmin):
         css = {"all": ["connect_mailer/admin.css"]}
 
     def get_fields(self, request: HttpRequest, obj: Unsubscribe | None = None) -> list[Any]:
-        fields = ["address", "source", "mailing_list"]
         if obj is None:
-            return fields
-        return [*fields, "why", "created_at", "expires_at", "user", "recent_messages"]
+            return ["address", "source", "mailing_list"]
+        expires = ["expires_at"] if obj.expires_at else []
+        return [
+            *("address", ("source_badge", "of_list"), "why", "since", *expires),
+            *("user", "recent_messages"),
+        ]
 
     def get_readonly_fields(
         self, request: HttpRequest, obj: Unsubscribe | None = None
@@ -69,8 +77,8 @@ class UnsubscribeAdmin(LargeTableAdmin):
         if obj is None:
             return []
         return [
-            *("address", "source", "mailing_list", "why"),
-            *("created_at", "expires_at", "recent_messages"),
+            *("address", "source_badge", "of_list", "why"),
+            *("since", "expires_at", "recent_messages"),
         ]
 
     def formfield_for_choice_field(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
@@ -96,6 +104,15 @@ class UnsubscribeAdmin(LargeTableAdmin):
             if rows.exists():
                 return rows, False
         return super().get_search_results(request, queryset, search_term)
+
+    @admin.display(description=gettext_lazy("source"), ordering="source")
+    def source_badge(self, obj: Unsubscribe) -> str:
+        return make_badge(obj.source, obj.get_source_display())
+
+    @admin.display(description=gettext_lazy("since"))
+    def since(self, obj: Unsubscribe) -> str:
+        at = date_format(to_local(obj.created_at), "DATETIME_FORMAT")
+        return f"{at} ({timesince(obj.created_at)})"
 
     @admin.display(description=gettext_lazy("mailing list"), ordering="mailing_list")
     def of_list(self, obj: Unsubscribe) -> str:

@@ -21,6 +21,10 @@ Stream = OutgoingMessage.Stream
 DAYS: Final = 30
 # SES looks at a "representative volume"; where it is as large as this, so do we.
 LAST_RECIPIENTS: Final = 10_000
+# Fewer recipients say nothing: one bounce of three is a third.
+MIN_RECIPIENTS: Final = 1000
+# Mail that is due for longer, while none is sent, stands still.
+STILL_SECONDS: Final = 900
 # What waits is counted up to here.
 MAX_WAITING: Final = 1_000_000
 MAX_DOMAINS: Final = 10
@@ -78,7 +82,7 @@ class Window:
         return self._judge(self.complaint_rate, REVIEW.complaints, SUSPENSION.complaints)
 
     def _judge(self, rate: float, review: float, suspension: float) -> Standing:
-        if not self.written:
+        if self.written < MIN_RECIPIENTS:
             return Standing.UNKNOWN
         if rate >= suspension:
             return Standing.SUSPENSION
@@ -124,11 +128,22 @@ class Figures:
     """What was counted in the last ``DAYS`` days."""
 
     day: dict[str, Counter[str]]  # the last 24 hours, by stream
+    moving: frozenset[str]  # streams of which some was sent within ``STILL_SECONDS``
     last_day: Window
     last_week: Window
     last_recipients: Window
     days: Sequence[Point]
     hour: Sequence[Point]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(any(day.counts.values()) for day in self.days)
+
+    @property
+    def is_hour_empty(self) -> bool:
+        """Whether nothing was written in the last hour."""
+        return not any(point.counts["written"] for point in self.hour)
 
 
 def load(*, using: str) -> Figures:
@@ -142,8 +157,12 @@ def load(*, using: str) -> Figures:
     hour = _make_hour(now)
     by_stream: dict[str, Counter[str]] = {stream.value: Counter() for stream in Stream}
     day, week, last = Counter[str](), Counter[str](), Counter[str]()
+    moving: set[str] = set()
     since = None
     for at, stream, counts in _read(now, using):
+        # What was counted by five minutes is told by their beginning.
+        if counts["written"] and at >= now - timedelta(seconds=STILL_SECONDS + tallies.MINUTES):
+            moving.add(stream)
         if at >= now - timedelta(days=1):
             day.update(counts)
             by_stream.setdefault(stream, Counter()).update(counts)
@@ -157,6 +176,7 @@ def load(*, using: str) -> Figures:
         _count_hour(hour, at, counts)
     return Figures(
         day=by_stream,
+        moving=frozenset(moving),
         last_day=_make_window(day, now - timedelta(days=1)),
         last_week=_make_window(week, now - timedelta(days=7)),
         last_recipients=_make_window(last, since),

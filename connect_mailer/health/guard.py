@@ -21,7 +21,6 @@ from connect_mailer.tallies import SIMULATOR_DOMAIN
 
 logger = logging.getLogger(__name__)
 
-MIN_RECIPIENTS: Final = 1000
 MIN_PEOPLE: Final = 10
 # The admins are told again, and a stream that an operator resumed is paused again, after a day.
 _AGAIN_SECONDS: Final = 86400
@@ -35,7 +34,7 @@ def check(*, using: str) -> None:
     if not any(guard.values()):
         return
     window = figures.load_last_recipients(using=using)
-    if window.written < MIN_RECIPIENTS:
+    if window.written < figures.MIN_RECIPIENTS:
         return
     if (pair := guard["pause"]) and (reason := _judge(window, pair, using)):
         _pause(reason, using)

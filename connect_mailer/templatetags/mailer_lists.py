@@ -6,7 +6,9 @@ from typing import Any
 
 import django
 from django import template
+from django.template import Context
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.text import Truncator
 
 register = template.Library()
@@ -19,6 +21,13 @@ def mailer_date_hierarchy(cl: Any) -> dict[str, Any]:
     from connect_mailer.admin.lists import make_hierarchy
 
     return make_hierarchy(cl) or {"show": False}
+
+
+@register.simple_tag(takes_context=True)
+def mailer_nonce(context: Context) -> str:
+    """The attribute that the site's content security policy asks for, where it has nonces."""
+    nonce = context.get("csp_nonce")
+    return "" if nonce is None else format_html(' nonce="{}"', nonce)
 
 
 @register.inclusion_tag("connect_mailer/admin/breadcrumbs.html")
