@@ -240,6 +240,17 @@ class Unsubscribe(models.Model):
                 name="connect_mailer_unsubscribe_once",
             )
         ]
+        indexes = [
+            # For the admin: its dates, and the newest of a source.
+            models.Index(fields=["created_at"], name="connect_mailer_since"),
+            models.Index(fields=["source", "id"], name="connect_mailer_source"),
+            # For `purge`: the few that end.
+            models.Index(
+                fields=["expires_at"],
+                name="connect_mailer_ends",
+                condition=models.Q(expires_at__isnull=False),
+            ),
+        ]
 
     def __str__(self) -> str:
         of_list = f", {self.mailing_list}" if self.mailing_list else ""
@@ -379,6 +390,15 @@ class OutgoingMessage(models.Model):
             ),
             # For the admin: its dates, and all of a day.
             models.Index(fields=["created_at"], name="connect_mailer_created"),
+            # For the admin: the few of which it is the answer to a question.
+            models.Index(
+                fields=["id"], name="connect_mailer_in_doubt", condition=models.Q(in_doubt=True)
+            ),
+            models.Index(
+                fields=["id"],
+                name="connect_mailer_urgent",
+                condition=models.Q(stream="transactional"),
+            ),
             models.Index(
                 fields=["finished_at"],
                 name="connect_mailer_finished",
