@@ -82,11 +82,13 @@ LATE_SECONDS = 0.015
 # would be one too many: it is sent this much into its slot.
 STRAGGLER_SECONDS = 0.05
 
-# Rows that a drain holds, and those that it asks for at least, in units of its threads. While
-# the database is asked for more, which takes as many statements for a few as for many, the
-# threads have enough to do.
+# Rows that a drain holds, in units of its threads: so many that these have enough to do while the
+# database is asked for more, and few, as who comes first now comes after them. Where SES answers
+# fast the former takes more. It looks for no fewer than a part of them, as that takes as many
+# statements for a few as for many.
 READY_AHEAD = 5
-LOOK_AHEAD = 2
+MAX_READY_AHEAD = 20
+LOOK_PART = 0.4
 
 # Bytes of bodies that a drain holds at once, but for one message that is larger.
 MAX_BYTES = 32_000_000
@@ -296,6 +298,7 @@ class Drain:
 
         now = clock()
         self._concurrency = conf.concurrency
+        self._ready = READY_AHEAD * self._concurrency
         self._lease_seconds = conf.lease_seconds
         # No call starts with less of its lease left, unless the lease itself is too short.
         self._call_seconds = min(CALL_SECONDS, self._lease_seconds - 1)
@@ -382,8 +385,8 @@ class Drain:
 
     def _count_free(self) -> int:
         """How many rows to look for; few are not worth it."""
-        free = READY_AHEAD * self._concurrency - self._in_flight - len(self._slots)
-        is_worth_it = self._bytes < MAX_BYTES and free >= LOOK_AHEAD * self._concurrency
+        free = self._ready - self._in_flight - len(self._slots)
+        is_worth_it = self._bytes < MAX_BYTES and free >= LOOK_PART * self._ready
         return free if is_worth_it else 0
 
     def _wait(self) -> None:
@@ -483,6 +486,9 @@ class Drain:
             )
             used += cost
             self._bytes += len(envelope.mime)
+        if self.sent and self._calls.empty() and len(rows) == free:
+            # The threads had done all before this was done.
+            self._ready = min(self._ready * 2, MAX_READY_AHEAD * self._concurrency)
         if self._limiter and used < reservation.granted:
             self._tell_limiter(partial(self._limiter.give_back, reservation.granted - used))
         if self._one_pass and (self._limiter or not rows):

@@ -33,6 +33,7 @@ from connect_mailer.sending import delivery, leases, outbox
 from connect_mailer.sending.delivery import Drain, DrainLease
 from connect_mailer.sending.limiter import RedisLimiter, Reservation
 from connect_mailer.sending.rate import account_rate
+from connect_mailer.sending.ses import Envelope
 from connect_mailer.sending.transport import get_ses_client, get_transport
 from connect_mailer.testing.outbox import deliver_all
 from connect_mailer.testing.ses import Fault, LocalSES
@@ -526,6 +527,55 @@ class TestPace:
 
         assert drain().sent == 5
         assert sizes == [1] * 5
+
+    def test_it_takes_more_where_answers_are_fast(
+        self, ses: LocalSES, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks = self.watch_looks(150, settings, monkeypatch, is_fast=True)
+        assert (looks[0], max(looks)) == (10, 40)
+
+    def test_it_takes_no_more_where_they_are_slow(
+        self, ses: LocalSES, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks = self.watch_looks(30, settings, monkeypatch, is_fast=False)
+        assert (looks[0], max(looks)) == (10, 10)
+
+    def watch_looks(
+        self, rows: int, settings: Any, monkeypatch: pytest.MonkeyPatch, *, is_fast: bool
+    ) -> list[int]:
+        """For how many rows a drain with two threads looks, each time until there are none."""
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "CONCURRENCY": 2}
+        # Few answers at a time, or all that are waited for.
+        answers = threading.Semaphore(rows if is_fast else 4)
+        claimed: list[outbox.Claimed] = []
+        sent, looks = [], []
+        claim, settle = outbox.claim, outbox.settle
+
+        class Stub:
+            def send(self, envelope: Envelope) -> str:
+                answers.acquire()
+                sent.append(envelope)
+                return "an id"
+
+        def watch_claim(**kwargs: Any) -> list[outbox.Claimed]:
+            looks.append(kwargs["slots"])
+            while is_fast and len(sent) < len(claimed):
+                time.sleep(0.001)
+            found = claim(**kwargs)
+            claimed.extend(found)
+            return found
+
+        def watch_settle(results: Any, **kwargs: Any) -> None:
+            settle(results, **kwargs)
+            answers.release(len(results) if len(claimed) < rows else rows)
+
+        monkeypatch.setattr(outbox, "claim", watch_claim)
+        monkeypatch.setattr(outbox, "settle", watch_settle)
+        queue(*(f"u{n}@example.org" for n in range(rows)))
+        made = Drain(transport=Stub(), limiter=None, rate=None, using="default", one_pass=True)
+        made.run()
+        assert made.sent == rows
+        return looks
 
 
 class TestLifeOfADrain:
