@@ -268,7 +268,7 @@ def test_messages_whose_body_is_kept_are_sent_again(admin_client, woken):
     assert woken == ["default"]
     assert set(
         LogEntry.objects.filter(action_flag=CHANGE).values_list("object_id", "change_message")
-    ) == {(str(row.pk), "Sent again.") for row in rows[:3]}
+    ) == {(str(row.pk), "Queued again.") for row in rows[:3]}
 
 
 def test_sending_again_needs_the_permission_to_change(client, woken):

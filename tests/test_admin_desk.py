@@ -15,6 +15,7 @@ from django.template import Context, Template
 from django.test.utils import CaptureQueriesContext
 from django.urls import resolve
 from django.utils import timezone
+from django_bouncy.models import Bounce
 
 from connect_mailer import admin
 from connect_mailer.account.standing import load_account
@@ -391,13 +392,13 @@ def test_a_queued_message_is_sent_now(client, woken):
     page = _text(client.get(f"{MESSAGES}{row.pk}/change/"))
     assert "Send now" in page
     assert "Cancel" not in page
-    assert _told(_act(client, row, "send_now")) == ["1 message is sent now."]
+    assert _told(_act(client, row, "send_now")) == ["1 message is due now."]
     row.refresh_from_db()
     assert row.lane == row.rank
     assert row.due_at <= timezone.now()
     assert woken
-    assert LogEntry.objects.get(user=user).change_message == "Sent at once."
-    assert row.events.get().detail == "Sent at once by operator."
+    assert LogEntry.objects.get(user=user).change_message == "Made due at once."
+    assert row.events.get().detail == "Made due at once by operator."
 
 
 def test_a_queued_message_is_cancelled_and_sent_again(client, woken):
@@ -411,7 +412,7 @@ def test_a_queued_message_is_cancelled_and_sent_again(client, woken):
     row.refresh_from_db()
     assert row.status == "queued"
     messages = LogEntry.objects.order_by("pk").values_list("change_message", flat=True)
-    assert list(messages) == ["Cancelled.", "Sent again."]
+    assert list(messages) == ["Cancelled.", "Queued again."]
 
 
 @pytest.mark.parametrize("status", ["sending", "sent", "failed", "suppressed"])
@@ -522,6 +523,17 @@ def test_a_list_is_counted_up_to_a_point(admin_client, monkeypatch):
     assert "≥3 outgoing messages" in _text(response)
 
 
+@pytest.mark.parametrize(
+    ("url", "columns"), [(MESSAGES, {"created"}), (UNSUBSCRIBES, {"address", "created"})]
+)
+def test_a_list_is_sorted_by_what_has_an_index(url, columns, admin_client):
+    _make()
+    _suppress()
+    changes = admin_client.get(url).context["cl"]
+    assert set(changes.sortable_by) == columns
+    assert all(changes.get_ordering_field(column) for column in columns)
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_a_great_number_is_written_in_groups(grouped, settings):
     settings.USE_THOUSAND_SEPARATOR = grouped
@@ -583,6 +595,34 @@ def test_why_somebody_is_not_written_to(admin_client):
     for one in (message, other):
         assert f"{MESSAGES}{one.pk}/change/" in page
     assert "For Bob" not in page
+
+
+def test_why_leads_to_what_ses_said(admin_client):
+    Bounce.objects.create(
+        address="ada@example.com",
+        hard=True,
+        bounce_type="Permanent",
+        bounce_subtype="General",
+        diagnostic_code="smtp; 550 5.1.1 gone",
+        mail_timestamp=timezone.now(),
+        mail_from="news@example.com",
+    )
+    link = "/admin/django_bouncy/bounce/?q=ada%40example.com"
+    assert link in _text(admin_client.get(f"{UNSUBSCRIBES}{_suppress().pk}/change/"))
+    assert admin_client.get(link).context["cl"].result_count == 1
+    other = _suppress(source="user")
+    assert "django_bouncy/bounce/?q" not in _text(
+        admin_client.get(f"{UNSUBSCRIBES}{other.pk}/change/")
+    )
+
+
+def test_who_failed_to_be_written_to_is_not_said_to_wait(admin_client):
+    row = _make(status="failed", last_error="Rejected")
+    page = _text(admin_client.get(f"{MESSAGES}{row.pk}/change/"))
+    assert ">not sent</span>" in page
+    OutgoingMessage.objects.filter(pk=row.pk).update(status="queued")
+    page = _text(admin_client.get(f"{MESSAGES}{row.pk}/change/"))
+    assert ">not sent</span>" not in page
 
 
 SEVERAL = UNSUBSCRIBES + "several/"

@@ -62,12 +62,13 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         "status_badge",
         "subject_line",
         "recipient_summary",
-        "created_at",
+        "created",
         "sent_at",
         "attempts",
         "stream",
     )
     list_display_links = ("subject_line",)
+    sortable_by = ("created",)
     list_filter = (
         "status",
         "in_doubt",
@@ -328,8 +329,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             self._note(
                 request,
                 list(changed.values_list("pk", flat=True)),
-                _("Sent again by %(name)s."),
-                _("Sent again."),
+                _("Queued again by %(name)s."),
+                _("Queued again."),
             )
         for number, text, level in (
             (
@@ -366,11 +367,11 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         with transaction.atomic(using=using):
             hurried = outbox.send_now(pks, using=using)
             wake_on_commit(using=using)
-            self._note(request, hurried, _("Sent at once by %(name)s."), _("Sent at once."))
+            self._note(request, hurried, _("Made due at once by %(name)s."), _("Made due at once."))
         self._tell(
             request,
             len(hurried),
-            ngettext_lazy("%d message is sent now.", "%d messages are sent now."),
+            ngettext_lazy("%d message is due now.", "%d messages are due now."),
         )
         self._tell_others(request, len(pks) - len(hurried))
 
@@ -416,7 +417,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def everybody(self, obj: OutgoingMessage) -> str:
         """Each recipient, written to or not."""
         rows = OutgoingRecipient.objects.filter(message=obj).order_by("pk")
-        return render_to_string("connect_mailer/admin/recipients.html", {"rows": rows})
+        context = {"rows": rows, "is_over": obj.status not in OutgoingMessage.OPEN}
+        return render_to_string("connect_mailer/admin/recipients.html", context)
 
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def status_badge(self, obj: OutgoingMessage) -> str:

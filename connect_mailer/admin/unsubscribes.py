@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import ADDITION, LogEntry
@@ -44,7 +45,7 @@ class UnsubscribeAdmin(LargeTableAdmin):
         "source_badge",
         "of_list",
         "user_link",
-        "created_at",
+        "created",
     )
     empty_text = gettext_lazy(
         "Everybody may be written to: nobody bounced, complained or opted out."
@@ -53,6 +54,7 @@ class UnsubscribeAdmin(LargeTableAdmin):
     change_form_template = "connect_mailer/admin/unsubscribe.html"
     change_list_template = "connect_mailer/admin/unsubscribes.html"
     list_filter = ("source",)
+    sortable_by = ("address", "created")
     list_select_related = ("user",)
     date_hierarchy = "created_at"
     search_fields = ("address",)
@@ -146,8 +148,24 @@ class UnsubscribeAdmin(LargeTableAdmin):
             told = OutgoingRecipient.objects.filter(address=obj.address, status=status)
             cause = told.select_related("message").order_by("-pk").first()
         detail = obj.detail or (cause.reason if cause else "")
-        context = {"cause": cause, "detail": detail, "source": obj.get_source_display()}
+        context = {
+            "cause": cause,
+            "detail": detail,
+            "source": obj.get_source_display(),
+            "notifications": self._find_notifications(obj),
+        }
         return render_to_string("connect_mailer/admin/why.html", context)
+
+    def _find_notifications(self, obj: Unsubscribe) -> str:
+        """Where all that SES said of the address is, as django-bouncy keeps it."""
+        if obj.source not in (Unsubscribe.Source.BOUNCE, Unsubscribe.Source.COMPLAINT):
+            return ""
+        try:
+            name = f"admin:django_bouncy_{obj.source}_changelist"
+            url = reverse(name, current_app=self.admin_site.name)
+        except NoReverseMatch:  # the site shows them in no admin
+            return ""
+        return f"{url}?{urlencode({'q': obj.address})}"
 
     @admin.display(description=gettext_lazy("recent messages"))
     def recent_messages(self, obj: Unsubscribe) -> str:

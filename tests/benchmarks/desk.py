@@ -206,6 +206,7 @@ def _list_pages(rows: int) -> Iterator[tuple[str, str]]:
     messages, unsubscribes = "outgoingmessage/", "unsubscribe/"
     yield "messages", messages
     yield "messages, last page", f"{messages}?p={last}"
+    yield "messages, oldest first", f"{messages}?o=4"
     for status in OutgoingMessage.Status.values:
         yield f"messages, {status}", f"{messages}?status__exact={status}"
     yield "messages, in doubt", f"{messages}?in_doubt__exact=1"
@@ -229,6 +230,8 @@ def _list_pages(rows: int) -> Iterator[tuple[str, str]]:
     yield "one message", f"{messages}{rows // 2}/change/"
     yield "unsubscribes", unsubscribes
     yield "unsubscribes, last page", f"{unsubscribes}?p={last}"
+    yield "unsubscribes, oldest first", f"{unsubscribes}?o=5"
+    yield "unsubscribes by address", f"{unsubscribes}?o=1"
     for source in Unsubscribe.Source.values:
         yield f"unsubscribes, {source}", f"{unsubscribes}?source__exact={source}"
     yield "unsubscribes of a month", f"{unsubscribes}?{month}"

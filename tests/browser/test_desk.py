@@ -7,7 +7,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.utils import timezone
 
 from connect_mailer.models import (
@@ -39,10 +39,12 @@ DJANGO = (
     ".paginator",
     ".object-tools",
 )
+FIELDSETS = ("fieldset > h2", "fieldset > details > summary")
 
 
-def _log_in(page):
-    User.objects.create_superuser("ada", password="secret")
+def _log_in(page, **fields):
+    ada = User.objects.create_user("ada", password="secret", is_staff=True, **fields)
+    ada.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
     page.goto("/admin/login/?next=/admin/password_change/")
     page.locator("#id_username").fill("ada")
     page.locator("#id_password").fill("secret")
@@ -54,9 +56,9 @@ def _log_in(page):
 def open_desk(open_page):
     """Open a page of the admin, logged in."""
 
-    def open_path(path):
+    def open_path(path, *, is_superuser=True):
         page = open_page("/admin/login/")
-        _log_in(page)
+        _log_in(page, is_superuser=is_superuser)
         page.goto(ADMIN + path)
         return page
 
@@ -131,7 +133,12 @@ def test_health_of_a_new_site(open_desk, check_page, ses):
     page = open_desk("health/")
     page.locator("#mailer-account[data-loaded]").wait_for()
     assert page.get_by_text("0 of 50,000").is_visible()
+    assert page.locator(".mailer-plot").count() == 0
     check_page(page, "health-empty", exclude=DJANGO)
+    for name in ("outgoingmessage", "unsubscribe"):
+        page.goto(f"{ADMIN}{name}/")
+        page.locator(".mailer-empty").wait_for()
+        check_page(page, f"{name}-none", exclude=DJANGO)
 
 
 def test_health_of_a_busy_site(open_desk, check_page, ses):
@@ -145,6 +152,10 @@ def test_health_of_a_busy_site(open_desk, check_page, ses):
     page.locator("#mailer-account[data-loaded]").wait_for()
     assert page.locator(".mailer-plot canvas").count() == 2
     check_page(page, "health", exclude=DJANGO)
+    page.goto(f"{ADMIN}outgoingmessage/")
+    page.get_by_text("The stream “default” is paused").wait_for()
+    check_page(page, "messages-paused", exclude=DJANGO)
+    page.goto(f"{ADMIN}health/")
     page.get_by_role("button", name="Resume “default”").click()
     page.get_by_text("Mail of “default” is sent again.").wait_for()
     assert not pauses.find_pauses(using="default")
@@ -180,7 +191,9 @@ def test_the_desk_in_other_words(open_desk, check_page, ses, settings, language)
     assert page.get_by_text("Bounce rate").count() == 0
     check_page(page, f"health-{language}", exclude=DJANGO)
     page.goto(f"{ADMIN}outgoingmessage/{row.pk}/change/")
-    check_page(page, f"message-{language}", exclude=(*DJANGO, ".inline-group", "fieldset > h2"))
+    check_page(page, f"message-{language}", exclude=(*DJANGO, *FIELDSETS))
+    page.goto(f"{ADMIN}unsubscribe/")
+    check_page(page, f"unsubscribes-{language}", exclude=DJANGO)
 
 
 def test_health_where_nothing_can_be_sent(open_desk, check_page, ses, settings):
@@ -217,9 +230,37 @@ def test_the_life_of_a_message(open_desk, check_page):
         )
     page = open_desk(f"outgoingmessage/{row.pk}/change/")
     assert page.locator(".mailer-timeline li").count() == 5
-    check_page(page, "message", exclude=(*DJANGO, ".inline-group", "fieldset > h2"))
+    page.get_by_text("Details").click()
+    check_page(page, "message", exclude=(*DJANGO, *FIELDSETS))
     page.goto(ADMIN + "outgoingmessage/")
     check_page(page, "messages-one", exclude=DJANGO)
+
+
+def test_what_is_queued_can_be_hurried_and_cancelled(open_desk, check_page):
+    row = _make(status="queued", body=b"Content-Type: text/html\n\n<p>Hello</p>")
+    page = open_desk(f"outgoingmessage/{row.pk}/change/")
+    check_page(page, "message-queued", exclude=(*DJANGO, *FIELDSETS))
+    page.get_by_role("button", name="Send now").click()
+    page.get_by_text("1 message is due now.").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled by ada.").first.wait_for()
+    check_page(page, "message-cancelled", exclude=(*DJANGO, *FIELDSETS))
+    page.get_by_role("link", name="What was written").click()
+    page.frame_locator("iframe").get_by_text("Hello").wait_for()
+    check_page(page, "preview", exclude=(*DJANGO, "iframe"))
+
+
+def test_who_may_only_look(open_desk, check_page, ses):
+    row = _make(status="queued", body=b"Content-Type: text/plain\n\nHello")
+    unsubscribe, _ = Unsubscribe.objects.suppress("grace@example.org", "bounce")
+    page = open_desk("health/", is_superuser=False)
+    page.locator("#mailer-account[data-loaded]").wait_for()
+    assert page.locator("#content button").count() == 0
+    check_page(page, "health-viewer", exclude=DJANGO)
+    for name, pk in (("outgoingmessage", row.pk), ("unsubscribe", unsubscribe.pk)):
+        page.goto(f"{ADMIN}{name}/{pk}/change/")
+        assert page.locator("#content button").count() == 0
+        check_page(page, f"{name}-viewer", exclude=(*DJANGO, *FIELDSETS))
 
 
 def test_a_body_can_do_nothing(browser, live_server):
@@ -231,7 +272,7 @@ def test_a_body_can_do_nothing(browser, live_server):
     # What is tried in the frame is blocked, and logged: so not by `open_page`.
     with browser.new_context(base_url=live_server.url) as context:
         page = context.new_page()
-        _log_in(page)
+        _log_in(page, is_superuser=True)
         page.goto(f"{ADMIN}outgoingmessage/{row.pk}/change/")
         answered = []
         page.on("response", lambda response: answered.append(response.url))
@@ -258,6 +299,11 @@ def test_who_is_not_written_to(open_desk, check_page):
     page.get_by_text("What happened").first.wait_for()
     page.goto(ADMIN + "unsubscribe/")
     check_page(page, "unsubscribes", exclude=DJANGO)
+    page.goto(ADMIN + "unsubscribe/add/")
+    check_page(page, "unsubscribe-add", exclude=(*DJANGO, "fieldset > h2"))
+    page.goto(ADMIN + "unsubscribe/?q=nobody")
+    page.get_by_text("Nothing is found.").wait_for()
+    check_page(page, "unsubscribes-not-found", exclude=DJANGO)
     page.get_by_role("link", name="Add several").click()
     check_page(page, "several", exclude=DJANGO)
     page.get_by_label("Addresses").fill("ada@example.com\nnobody\ngrace@example.org, digest")
@@ -281,3 +327,6 @@ def test_a_long_list_of_messages(open_desk, check_page):
     page = open_desk("outgoingmessage/")
     assert page.locator("#result_list tbody tr").count() == 50
     check_page(page, "messages", exclude=DJANGO)
+    page.goto(ADMIN + "outgoingmessage/?status__exact=failed")
+    assert page.locator("#result_list tbody tr").count() == 10
+    check_page(page, "messages-failed", exclude=DJANGO)
