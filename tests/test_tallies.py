@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from connect_mailer import tallies, tasks
 from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
-from connect_mailer.feedback import events, records
+from connect_mailer.feedback import events, settlement
 from connect_mailer.models import MessageEvent, OutgoingMessage, Tally, Unsubscribe
 from connect_mailer.sending import outbox
 from connect_mailer.testing import deliver_all
@@ -60,7 +60,7 @@ def _event(kind: str, message: OutgoingMessage, *to: str, **details: Any) -> eve
 
 
 def _tell(*args: Any, **kwargs: Any) -> None:
-    records.settle(_event(*args, **kwargs), using="default")
+    settlement.settle(_event(*args, **kwargs), using="default")
 
 
 @LOCMEM

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from connect_mailer import metrics, telemetry
 from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
 from connect_mailer.conf import conf
-from connect_mailer.feedback import events, records
+from connect_mailer.feedback import events, settlement
 from connect_mailer.logs import mask
 from connect_mailer.models import OutgoingMessage, Unsubscribe
 from connect_mailer.sending import pauses
@@ -154,8 +154,8 @@ def test_what_comes_back_is_counted_once(count: Any) -> None:
     )
     assert event
     with transaction.atomic():
-        records.settle(event, using="default")
-        records.settle(event, using="default")
+        settlement.settle(event, using="default")
+        settlement.settle(event, using="default")
     assert count("bounced_recipients_total", stream="default") == 1
 
 

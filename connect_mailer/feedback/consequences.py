@@ -27,15 +27,20 @@ _COUNTED: Final = ("Transient/General", "Transient/MailboxFull", "Undetermined/"
 Status = OutgoingRecipient.Status
 
 
+def may_follow(event: Event) -> bool:
+    """Whether an event is a soft bounce that ``follow`` counts."""
+    return (
+        event.kind == events.BOUNCE
+        and f"{event.type}/{event.subtype}".startswith(_COUNTED)
+        and bool(conf.soft_bounce_limit)
+    )
+
+
 def follow(event: Event) -> None:
     """Give up on whom a soft bounce is about, if it is one of ``SOFT_BOUNCE_LIMIT`` in a row."""
-    limit = conf.soft_bounce_limit
-    if (
-        event.kind != events.BOUNCE
-        or not limit
-        or not f"{event.type}/{event.subtype}".startswith(_COUNTED)
-    ):
+    if not may_follow(event):
         return
+    limit = conf.soft_bounce_limit
     now = timezone.now()
     addresses = {
         address

@@ -7,7 +7,7 @@ any sender of it; without django-bouncy there is nothing to listen to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -107,6 +107,12 @@ def follow_subscription(event: Event) -> None:
 
 def suppress_all(event: Event) -> None:
     """Do for all recipients of an event what ``suppress`` does for one row."""
+    if wanted := find_wanted(event):
+        _suppress_all(wanted)
+
+
+def find_wanted(event: Event) -> dict[tuple[str, str], str]:
+    """The rows of ``Unsubscribe`` that an event asks for: address, source, and why."""
     wanted: dict[tuple[str, str], str] = {}
     destination: frozenset[str] | None = None
     for recipient in event.recipients:
@@ -118,7 +124,7 @@ def suppress_all(event: Event) -> None:
             detail = events.describe_bounce(event.type, event.subtype, code)
             source = _judge_bounce(event.type, event.subtype, recipient.action)
         else:
-            return
+            return {}
         if source is None:
             continue
         if destination is None:
@@ -137,8 +143,7 @@ def suppress_all(event: Event) -> None:
             )
         else:
             wanted[address, source] = detail
-    if wanted:
-        _suppress_all(wanted)
+    return wanted
 
 
 def _find_source(row: Any) -> str | None:
@@ -205,9 +210,12 @@ def _find_recipients(ses_message_id: str) -> frozenset[str]:
 
 
 def _suppress_all(wanted: Mapping[tuple[str, str], str]) -> None:
-    records.suppress(
-        {(address, str(source)): detail for (address, source), detail in wanted.items()}
-    )
+    records.suppress(wanted)
+    log_suppressed(wanted)
+
+
+def log_suppressed(wanted: Iterable[tuple[str, str]]) -> None:
+    """Say who is not written to any more, and from what source."""
     if logger.isEnabledFor(logging.INFO):
         for address, source in wanted:
             logger.info(

@@ -35,13 +35,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from connect_mailer.exceptions import NotificationRefused, NotificationUndecided
+from connect_mailer.feedback.deadline import Deadline
 
 logger = logging.getLogger(__name__)
 
 # SNS's own limit of a message is 256 KiB; JSON may write a character with six.
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_DOWNLOAD_BYTES: Final = 64 * 1024
-# From the look-up of the name to the last byte. SNS waits 15 s for an answer.
+# From the look-up of the name to the last byte.
 DOWNLOAD_SECONDS: Final = 8.0
 MAX_DOWNLOADS: Final = 4
 # For how long a certificate that could not be had is not asked for again, and how many of
@@ -356,8 +357,12 @@ class Certificates:
         # Of those that wait for the budget, the one asked for most often: address, host.
         self._next: tuple[str, str] | None = None
 
-    def get_key(self, url: str, *, host: str, cache: Cache) -> rsa.RSAPublicKey:
+    def get_key(
+        self, url: str, *, host: str, cache: Cache, deadline: Deadline | None = None
+    ) -> rsa.RSAPublicKey:
         """Return the key of the certificate at ``url``, an address that was checked.
+
+        The download goes on after the ``deadline``, for who comes next.
 
         Raises:
             NotificationUndecided: it can't be had now.
@@ -381,7 +386,7 @@ class Certificates:
                         _tell(cache, url, known)
                     self._refresh(url, pem)
                     return key
-        pem = self._wait(url, host, known)
+        pem = self._wait(url, host, known, deadline or Deadline())
         try:
             key = read_certificate(pem, host=host, now=now)
         except ValueError as error:
@@ -400,7 +405,7 @@ class Certificates:
             while len(self._fresh) > MAX_CERTIFICATES:
                 self._fresh.popitem(last=False)
 
-    def _wait(self, url: str, host: str, known: bytes | None) -> bytes:
+    def _wait(self, url: str, host: str, known: bytes | None, deadline: Deadline) -> bytes:
         with self._lock:
             if (pem := self._known.get(url)) is not None and pem != known:
                 return pem  # came while this one looked
@@ -411,7 +416,7 @@ class Certificates:
         if running is None:
             raise NotificationUndecided("too many certificates are asked for")
         try:
-            return running.result(timeout=DOWNLOAD_SECONDS)
+            return running.result(timeout=deadline.left(DOWNLOAD_SECONDS))
         except TimeoutError as error:
             raise NotificationUndecided(f"{host} did not answer in time") from error
 
@@ -471,12 +476,14 @@ class BriefCache:
 
     Raises:
         TimeoutError: it did not answer.
+        NotificationUndecided: the ``deadline`` is over.
     """
 
     _free = threading.BoundedSemaphore(MAX_WAITING)
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, deadline: Deadline | None = None) -> None:
         self._cache = cache
+        self._deadline = deadline or Deadline()
 
     def get(self, key: Any, /) -> Any:
         """As the cache's own."""
@@ -497,12 +504,12 @@ class BriefCache:
             finally:
                 self._free.release()
 
-        deadline = time.monotonic() + CACHE_SECONDS
+        ends = Deadline(self._deadline.left(CACHE_SECONDS))
         # So many threads at most hang there, however many requests come.
-        if not self._free.acquire(timeout=CACHE_SECONDS):
+        if not self._free.acquire(timeout=ends.left()):
             raise TimeoutError
         threading.Thread(target=run, name="sns-cache", daemon=True).start()
-        return answer.result(timeout=_left(deadline))
+        return answer.result(timeout=ends.left())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

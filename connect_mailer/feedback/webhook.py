@@ -19,8 +19,7 @@ from typing import Any, Final
 from django.apps import apps
 from django.core.cache import caches
 from django.core.cache.backends.db import BaseDatabaseCache
-from django.db import IntegrityError, connections, router, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db import IntegrityError, connections, router
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 
 from connect_mailer.conf import conf
@@ -30,23 +29,22 @@ from connect_mailer.exceptions import (
     NotificationUndecided,
 )
 from connect_mailer.feedback import (
+    at_once,
     consequences,
-    deliveries,
     events,
     receivers,
     records,
+    settlement,
     sns,
     subscriptions,
 )
+from connect_mailer.feedback.brief import TableCache, brief_transaction, execute
+from connect_mailer.feedback.deadline import Deadline
 from connect_mailer.feedback.endpoint import endpoint as endpoint
 from connect_mailer.logs import make_extra
 from connect_mailer.models import NotificationReceipt
 
 logger = logging.getLogger(__name__)
-
-_SQLITE_SECONDS: Final = 5
-# For rows, and for tables.
-_MYSQL_WAITS: Final = ("innodb_lock_wait_timeout", "lock_wait_timeout")
 
 certificates: Final = sns.Certificates()
 _TOPIC_LOG_SECONDS: Final = 3600.0
@@ -63,11 +61,12 @@ def answer(request: HttpRequest) -> HttpResponse:
     """
     if request.method != "POST":
         raise Http404
+    deadline = Deadline()
     try:
         body = _read_body(request)
         if len(body) > sns.MAX_BODY_BYTES:
             return _answer(413, "Too large")
-        notification = authenticate(body)
+        notification = authenticate(body, deadline)
     except NotificationRefused as error:
         logger.info("Notification refused: %s", error)
         return _answer(400, "Refused")
@@ -81,7 +80,7 @@ def answer(request: HttpRequest) -> HttpResponse:
         return _answer(503, "Try again")
     # From here on it is genuine: whatever a receiver raises, SNS shall try again.
     try:
-        status = _HANDLERS[notification.type](notification, request)
+        status = _HANDLERS[notification.type](notification, request, deadline)
     except NotificationUndecided as error:
         logger.warning(
             "Notification not decided, SNS shall try again: %s",
@@ -108,7 +107,7 @@ def _read_body(request: HttpRequest) -> bytes:
     return body
 
 
-def authenticate(body: bytes) -> sns.Notification:
+def authenticate(body: bytes, deadline: Deadline | None = None) -> sns.Notification:
     """Return what ``body`` says, if SNS signed it for a topic in ``BOUNCY_TOPIC_ARN``.
 
     Raises:
@@ -123,18 +122,21 @@ def authenticate(body: bytes) -> sns.Notification:
         _log_topic(notification.topic_arn, is_any_set=bool(topic_arns))
         raise
     sns.check_certificate_url(notification, conf.cert_domain_regex)
+    deadline = deadline or Deadline()
     cache = caches[conf.key_cache]
     key = certificates.get_key(
         notification.signing_cert_url,
         host=sns.get_host(notification.topic_arn),
-        # A table has to be asked in the thread whose connection and transaction it is.
-        cache=cache if isinstance(cache, BaseDatabaseCache) else sns.BriefCache(cache),
+        cache=TableCache(cache, deadline)
+        if isinstance(cache, BaseDatabaseCache)
+        else sns.BriefCache(cache, deadline),
+        deadline=deadline,
     )
     sns.verify(notification, key)
     return notification
 
 
-def _take(notification: sns.Notification, request: HttpRequest) -> int:
+def _take(notification: sns.Notification, request: HttpRequest, deadline: Deadline) -> int:
     if "django_bouncy" not in apps.app_configs:
         raise ConfigurationError(
             "INSTALLED_APPS lacks 'connect_mailer.bouncy', which keeps bounces and complaints."
@@ -147,10 +149,10 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
         message = None
     event = events.read(message)
     using = router.db_for_write(NotificationReceipt)
-    with _unless_taken(notification, using):
+    with _unless_taken(notification, using, deadline):
         if event is None:
-            with _brief_transaction(using):
-                records.make_receipt(notification, using=using)
+            with brief_transaction(using, deadline):
+                records.make_receipt(notification, using=using, deadline=deadline)
                 _signal_notification(notification, request)
                 # The first that comes after a subscription is one of these.
                 subscriptions.note_begun(notification.topic_arn, using=using)
@@ -165,21 +167,22 @@ def _take(notification: sns.Notification, request: HttpRequest) -> int:
         if (
             needs_rows
             or signals.notification.has_listeners()
-            or not deliveries.take(event, notification, using=using)
+            or not at_once.take(
+                event, notification, suppresses=bool(listening), using=using, deadline=deadline
+            )
         ):
-            with _brief_transaction(using):
-                if not needs_rows and records.can_take_at_once(event, using=using):
-                    is_about_outbox = records.take_at_once(event, notification, using=using)
+            with brief_transaction(using, deadline):
+                if not needs_rows and records.is_plain(event, using=using):
+                    statements = records.insert_all(event, notification, connections[using])
+                    execute(statements, using, deadline=deadline)
                     _signal_notification(notification, request)
                     if listening:
                         receivers.suppress_all(event)
                 else:
-                    is_about_outbox = True
-                    records.make_receipt(notification, using=using)
+                    records.make_receipt(notification, using=using, deadline=deadline)
                     _signal_notification(notification, request)
                     _signal_feedback(event, message, notification)
-                if is_about_outbox:
-                    records.settle(event, using=using)
+                if settlement.settle(event, using=using):
                     consequences.follow(event)
                 if event.kind == events.SUBSCRIPTION:
                     receivers.follow_subscription(event)
@@ -220,9 +223,9 @@ def _log_event(event: events.Event, notification: sns.Notification) -> None:
         )
 
 
-def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
+def _subscribe(notification: sns.Notification, request: HttpRequest, deadline: Deadline) -> int:
     using = router.db_for_write(NotificationReceipt)
-    if records.is_taken(notification, using=using):
+    if records.is_taken(notification, using=using, deadline=deadline):
         _log_again(notification)
         return 200
     _signal_notification(notification, request)
@@ -233,15 +236,15 @@ def _subscribe(notification: sns.Notification, request: HttpRequest) -> int:
             extra=_describe(notification),
         )
         return 404
-    status = confirm(notification)
+    status = confirm(notification, deadline)
     if status == 200:
-        with _unless_taken(notification, using), _brief_transaction(using):
-            records.make_receipt(notification, using=using)
+        with _unless_taken(notification, using, deadline), brief_transaction(using, deadline):
+            records.make_receipt(notification, using=using, deadline=deadline)
             subscriptions.note_begun(notification.topic_arn, using=using)
     return status
 
 
-def confirm(notification: sns.Notification) -> int:
+def confirm(notification: sns.Notification, deadline: Deadline | None = None) -> int:
     """Confirm the subscription that a genuine notification asks for; return 200, or 400.
 
     Raises:
@@ -252,7 +255,8 @@ def confirm(notification: sns.Notification) -> int:
     if pattern is not None and not pattern.search(host):
         logger.warning("BOUNCY_SUBSCRIBE_DOMAIN_REGEX does not accept %s", host)
         return 400
-    result = _ask_to_confirm(host, sns.make_subscribe_target(notification))
+    target = sns.make_subscribe_target(notification)
+    result = _ask_to_confirm(host, target, (deadline or Deadline()).left(sns.DOWNLOAD_SECONDS))
     if "django_bouncy" in apps.app_configs:
         from django_bouncy import signals
 
@@ -267,22 +271,22 @@ def confirm(notification: sns.Notification) -> int:
     return 200
 
 
-def _ask_to_confirm(host: str, target: str) -> bytes:
+def _ask_to_confirm(host: str, target: str, seconds: float) -> bytes:
     # In a thread, because the look-up of a name has no time-out.
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sns-subscribe")
     try:
-        return executor.submit(sns.fetch, host, target).result(timeout=sns.DOWNLOAD_SECONDS)
+        return executor.submit(sns.fetch, host, target, seconds=seconds).result(timeout=seconds)
     except NotInTime as error:
         raise NotificationUndecided(f"{host} did not answer in time") from error
     finally:
         executor.shutdown(wait=False)
 
 
-def _unsubscribe(notification: sns.Notification, request: HttpRequest) -> int:
+def _unsubscribe(notification: sns.Notification, request: HttpRequest, deadline: Deadline) -> int:
     using = router.db_for_write(NotificationReceipt)
-    with _unless_taken(notification, using):
-        with _brief_transaction(using):
-            records.make_receipt(notification, using=using)
+    with _unless_taken(notification, using, deadline):
+        with brief_transaction(using, deadline):
+            records.make_receipt(notification, using=using, deadline=deadline)
             _signal_notification(notification, request)
             subscriptions.note_ended(notification.topic_arn, using=using)
         logger.error(
@@ -303,7 +307,7 @@ def _signal_notification(notification: sns.Notification, request: HttpRequest) -
         )
 
 
-_HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], int]]] = {
+_HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest, Deadline], int]]] = {
     sns.NOTIFICATION: _take,
     sns.SUBSCRIPTION: _subscribe,
     sns.UNSUBSCRIPTION: _unsubscribe,
@@ -311,54 +315,14 @@ _HANDLERS: Final[dict[str, Callable[[sns.Notification, HttpRequest], int]]] = {
 
 
 @contextmanager
-def _unless_taken(notification: sns.Notification, using: str) -> Iterator[None]:
+def _unless_taken(notification: sns.Notification, using: str, deadline: Deadline) -> Iterator[None]:
     """Let it go where the transaction inside finds that the notification was taken before."""
     try:
         yield
     except IntegrityError:
-        if not records.is_taken(notification, using=using):
+        if not records.is_taken(notification, using=using, deadline=deadline):
             raise
         _log_again(notification)
-
-
-@contextmanager
-def _brief_transaction(using: str) -> Iterator[None]:
-    """A transaction that waits ``LOCK_SECONDS`` for a lock; servers would wait much longer.
-
-    PostgreSQL is told so by ``records.execute``, which makes the receipt.
-    """
-    connection = connections[using]
-    is_mysql = connection.vendor == "mysql"
-    # As SQLite waits by default, it is soon enough; it may be set to wait much longer.
-    sqlite_seconds = connection.vendor == "sqlite" and connection.settings_dict["OPTIONS"].get(
-        "timeout", 0
-    )
-    if sqlite_seconds > _SQLITE_SECONDS:
-        _pragma(connection, records.LOCK_SECONDS)
-    # MySQL can't set it for one transaction, and another request comes by this connection.
-    if is_mysql:
-        for name in _MYSQL_WAITS:
-            _set(connection, f"@connect_mailer_{name} = @@SESSION.{name}")
-            _set(connection, f"@@SESSION.{name} = {records.LOCK_SECONDS}")
-    try:
-        with transaction.atomic(using=using):
-            yield
-    finally:
-        if is_mysql:
-            for name in _MYSQL_WAITS:
-                _set(connection, f"@@SESSION.{name} = @connect_mailer_{name}")
-        if sqlite_seconds > _SQLITE_SECONDS:
-            _pragma(connection, sqlite_seconds)
-
-
-def _pragma(connection: BaseDatabaseWrapper, seconds: float) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
-
-
-def _set(connection: BaseDatabaseWrapper, assignments: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET {assignments}")
 
 
 def _log_again(notification: sns.Notification) -> None:

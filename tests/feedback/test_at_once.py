@@ -16,6 +16,7 @@ from django.db.models import Sum
 from django.utils import timezone
 from django_bouncy.models import Bounce, Delivery
 
+from connect_mailer.feedback import settlement
 from connect_mailer.models import NotificationReceipt, OutgoingMessage, Tally, Unsubscribe
 from connect_mailer.testing.sns import make_bounce, make_delivery, make_mail
 from tests.feedback.site import DELIVERIES, deliver
@@ -76,6 +77,34 @@ def test_on_a_server(signer, make, expected):
     assert message.events.count() == 2
     counted = Tally.objects.aggregate(delivered=Sum("delivered"), bounced=Sum("bounced"))
     assert sum(counted.values()) == 2 + expected[0]  # bounces by domain as well
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("status", ["bounced", "complained", "delivered"])
+def test_what_changed_since_it_was_looked_at_is_not_taken_back(signer, post, monkeypatch, status):
+    message = OutgoingMessage.objects.create(
+        sender="site@example.com", due_at=timezone.now(), status="sent", ses_message_id="an-id"
+    )
+    for address in PEOPLE:
+        message.recipients.create(address=address, envelope=address, status="sent")
+    judge = settlement.judge
+
+    def be_late(*args, **kwargs):
+        monkeypatch.setattr(settlement, "judge", judge)
+        if connection.vendor == "postgresql":  # others have a lock by then
+            message.recipients.filter(address=PEOPLE[0]).update(status=status)
+        return judge(*args, **kwargs)
+
+    monkeypatch.setattr(settlement, "judge", be_late)
+    mail = make_mail(PEOPLE, ses_message_id="an-id")
+    assert post(signer.notification(make_delivery(PEOPLE, mail=mail))).status_code == 200
+    first = status if connection.vendor == "postgresql" else "delivered"
+    found = dict(message.recipients.values_list("address", "status"))
+    assert found == {PEOPLE[0]: first, PEOPLE[1]: "delivered"}
+    assert NotificationReceipt.objects.count() == 1
+    assert Delivery.objects.count() == 2
+    counted = Tally.objects.aggregate(Sum("delivered"))["delivered__sum"]
+    assert counted == (1 if connection.vendor == "postgresql" else 2)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def test_the_corpus_is_wide_and_each_case_is_told_apart():
 def test_case(case: Case, post, signer, downloads, settings, monkeypatch):
     # Where a forged subscription would do harm.
     settings.BOUNCY_AUTO_SUBSCRIBE = True
-    monkeypatch.setattr(sns, "fetch", lambda *args: pytest.fail("a call was made"))
+    monkeypatch.setattr(sns, "fetch", lambda *args, **kwargs: pytest.fail("a call was made"))
     signalled = []
 
     def receive(**kwargs):

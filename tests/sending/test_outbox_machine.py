@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from connect_mailer.feedback import events, records
+from connect_mailer.feedback import events, settlement
 from connect_mailer.models import OutgoingContent, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending import envelope, outbox
 from connect_mailer.testing.sns import make_delivery, make_event, make_mail
@@ -237,7 +237,7 @@ class Outbox(RuleBasedStateMachine):
             else make_event(kind, mail=mail)
         )
         assert event is not None
-        records.settle(event, using="default")
+        settlement.settle(event, using="default")
         if self.rows[pk].is_open:
             self.finish(pk)
 
