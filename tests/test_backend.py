@@ -139,7 +139,7 @@ class TestOneMessage:
 
         row = OutgoingMessage.objects.get()
         assert row.recipients.count() == row.cost == 2
-        assert bytes(row.content.mime).endswith(b"\r\n")
+        assert bytes(row.content.mime).rstrip().endswith(b"\r\n\r\nBody")
         assert row.turn == row.due_at
 
     def test_is_one_statement_in_a_savepoint(self, django_assert_num_queries: Any) -> None:
@@ -504,14 +504,12 @@ class TestTransactions:
     def test_a_failed_insert_leaves_the_callers_transaction_usable(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        make_recipient = outbox._make_recipient
+        describe = outbox._describe
 
-        def spoil(*args: Any) -> OutgoingRecipient:
-            recipient = make_recipient(*args)
-            recipient.kind = None  # which the database refuses
-            return recipient
+        def spoil(*args: Any) -> dict[str, Any]:
+            return {**describe(*args), "stream": None}  # which the database refuses
 
-        monkeypatch.setattr(outbox, "_make_recipient", spoil)
+        monkeypatch.setattr(outbox, "_describe", spoil)
         with transaction.atomic():
             with pytest.raises(DatabaseError):
                 queue(make())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model
+from django.db.models import Model, UUIDField
 from django.utils import timezone
 
 from connect_mailer.clock import DatabaseNow
@@ -23,6 +22,8 @@ from connect_mailer.models import (
 
 # Fewer rows are inserted faster than they are copied.
 COPY_ROWS = 100
+
+_CLOCK = "statement_timestamp()"
 
 
 def can_copy(number: int, *, using: str) -> bool:
@@ -83,72 +84,78 @@ def insert(rows: Sequence[Model], *, using: str, needs_ids: bool = False) -> Non
 
 
 def insert_message(
-    content: OutgoingContent,
-    message: OutgoingMessage,
-    recipients: Sequence[OutgoingRecipient],
+    values: Mapping[str, Any],
+    mime: bytes | None,
+    recipients: Sequence[tuple[str, str, str]],
     *,
-    unless: Sequence[str],
     using: str,
 ) -> bool:
-    """Insert a message in one statement, unless one of these addresses is on ``Unsubscribe``.
+    """Insert a message in one statement, unless one of its recipients is on ``Unsubscribe``.
+
+    ``values``: what its row says, by field, where that is not the default. ``recipients``: the
+    address as it is compared, as it was written, and the kind.
 
     Returns whether it was inserted. On PostgreSQL only: elsewhere an insert can't be a part of
     another one, and takes no round trip worth saving (SQLite).
     """
     connection = connections[using]
-    of_content, of_message = _prepare(content, connection), _prepare(message, connection)
-    of_recipients = [_prepare(one, connection, leave_out="message") for one in recipients]
-    values = ", ".join(f"({row.values})" for row in of_recipients)
-    sql = f"""
-        WITH message AS (
-            INSERT INTO {of_message.table} ({of_message.columns})
-            SELECT {of_message.values} WHERE NOT EXISTS (
-                SELECT FROM {Unsubscribe._meta.db_table} WHERE address = ANY(%s)
-            )
-            RETURNING id
-        ), content AS (
-            INSERT INTO {of_content.table} ({of_content.columns})
-            SELECT {of_content.values} FROM message
-        )
-        INSERT INTO {of_recipients[0].table} (message_id, {of_recipients[0].columns})
-        SELECT message.id, recipient.* FROM message, (VALUES {values}) AS recipient
-    """  # noqa: S608 - names of our own tables and columns
-    params = [*of_message.params, list(unless), *of_content.params]
-    for row in of_recipients:
-        params += row.params
+    written = {
+        name: "NULL" if value is None else _CLOCK if isinstance(value, DatabaseNow) else "%s"
+        for name, value in values.items()
+    }
+    sql = _write_insert(tuple(written.items()), len(recipients), using)
+    get_field = OutgoingMessage._meta.get_field
+    params: list[Any] = [
+        get_field(name).get_db_prep_save(value, connection)  # type: ignore[union-attr]
+        for name, value in values.items()
+        if written[name] == "%s"
+    ]
+    params += [[key for key, _, _ in recipients], mime]
+    for recipient in recipients:
+        params += recipient
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return bool(cursor.rowcount)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A row as its parts of an INSERT."""
+@lru_cache(maxsize=256)
+def _write_insert(
+    written: tuple[tuple[str, str], ...], number_of_recipients: int, using: str
+) -> str:
+    """The statement of ``insert_message``, with what is written for the values of each field.
 
-    table: str
-    columns: str
-    values: str
-    params: list[Any]
-
-
-def _prepare(row: Model, connection: BaseDatabaseWrapper, leave_out: str = "") -> _Row:
-    """``leave_out``: a column that is told elsewhere."""
-    columns, values, params = [], [], []
-    for field in row._meta.concrete_fields:
-        if field.name == leave_out or (field.primary_key and row.pk is None):
+    What is the same for all messages is written into it, and with its type, or the database
+    would look for that each time.
+    """
+    connection = connections[using]
+    of_message = dict(written)
+    fields = OutgoingMessage._meta.concrete_fields
+    for field in fields:
+        if field.name in of_message or field.primary_key:
             continue
-        columns.append(f'"{field.column}"')
-        value = field.pre_save(row, True)
-        if value is None:
-            values.append("NULL")
-        elif isinstance(value, DatabaseNow):
-            values.append("statement_timestamp()")
-        else:
-            values.append("%s")
-            params.append(field.get_db_prep_save(value, connection))
-    return _Row(
-        table=row._meta.db_table,
-        columns=", ".join(columns),
-        values=", ".join(values),
-        params=params,
+        if (isinstance(field, UUIDField) and not field.null) or field.name == "content":
+            of_message[field.name] = "gen_random_uuid()"
+        elif getattr(field, "auto_now_add", False):
+            of_message[field.name] = _CLOCK
+        elif (value := field.get_default()) is not None:
+            of_message[field.name] = f"'{value}'::{field.db_type(connection)}"
+    column = {field.name: f'"{field.column}"' for field in fields}
+    columns = ", ".join(column[name] for name in of_message)
+    messages, contents, found, unsubscribes = (
+        model._meta.db_table
+        for model in (OutgoingMessage, OutgoingContent, OutgoingRecipient, Unsubscribe)
     )
+    return f"""
+        WITH message AS (
+            INSERT INTO {messages} ({columns})
+            SELECT {", ".join(of_message.values())} WHERE NOT EXISTS (
+                SELECT FROM {unsubscribes} WHERE address = ANY(%s)
+            )
+            RETURNING id, content_id
+        ), content AS (
+            INSERT INTO {contents} (id, mime) SELECT content_id, %s FROM message
+        )
+        INSERT INTO {found} (message_id, address, envelope, kind, status, reason)
+        SELECT id, recipient.*, 'queued'::varchar, ''
+        FROM message, (VALUES {", ".join(["(%s, %s, %s)"] * number_of_recipients)}) AS recipient
+    """  # noqa: S608 - names and defaults of our own tables

@@ -110,17 +110,24 @@ def store_unless_suppressed(frozen: Frozen, *, using: str) -> bool:
 
     Returns whether it was inserted. Only where ``can_store_at_once``.
     """
-    (content,), ((message, recipients),) = _make_rows([frozen], DatabaseNow())
+    draft = frozen.draft
+    now: Any = DatabaseNow()
+    values = _describe(draft, now)
     with single_statement(using):
         is_stored = bulk.insert_message(
-            content,
-            message,
-            [_make_recipient(message, recipient) for recipient in recipients],
-            unless=[recipient.address.key for recipient in recipients],
+            {
+                **values,
+                "turn": values["due_at"],
+                "lane": None if draft.options.send_after else values["rank"],
+                "size": len(frozen.mime or b""),
+                "cost": len(draft.recipients),
+            },
+            frozen.mime,
+            [(one.address.key, one.address.spec, one.kind) for one in draft.recipients],
             using=using,
         )
     if is_stored:
-        tell_metrics([("queued", message.stream, 1)], using=using)
+        tell_metrics([("queued", values["stream"], 1)], using=using)
     return is_stored
 
 
@@ -192,23 +199,30 @@ def _make_rows(
 
 
 def _make_row(draft: Draft, now: Any, **fields: Any) -> OutgoingMessage:
+    return OutgoingMessage(**_describe(draft, now), **fields)
+
+
+def _describe(draft: Draft, now: Any) -> dict[str, Any]:
+    """What all rows of a message say."""
     options = draft.options
-    subject = "".join(filter(str.isprintable, str(draft.message.subject)))
-    return OutgoingMessage(
-        stream=options.stream,
-        priority=options.priority,
-        rank=options.priority
-        + (0 if options.stream == OutgoingMessage.Stream.TRANSACTIONAL else FIRST_DEFAULT_LANE),
-        send_after=options.send_after,
-        expires_at=options.expires_at,
-        due_at=options.send_after or now,
-        sender=draft.sender.spec,
-        subject=subject[:255],
-        mailing_list=options.mailing_list,
-        # A trace that the caller names itself is left as it is.
-        tags={**telemetry.get_trace_tags(), **draft.tags},
-        **fields,
-    )
+    subject = str(draft.message.subject)
+    if not subject.isprintable():
+        subject = "".join(filter(str.isprintable, subject))
+    is_first = options.stream == OutgoingMessage.Stream.TRANSACTIONAL
+    # A trace that the caller names itself is left as it is.
+    trace = telemetry.get_trace_tags()
+    return {
+        "stream": options.stream,
+        "priority": options.priority,
+        "rank": options.priority + (0 if is_first else FIRST_DEFAULT_LANE),
+        "send_after": options.send_after,
+        "expires_at": options.expires_at,
+        "due_at": options.send_after or now,
+        "sender": draft.sender.spec,
+        "subject": subject[:255],
+        "mailing_list": options.mailing_list,
+        "tags": {**trace, **draft.tags},
+    }
 
 
 def _make_recipient(row: OutgoingMessage, recipient: Recipient) -> OutgoingRecipient:
