@@ -382,6 +382,13 @@ def test_the_end_of_a_message_is_told(status, error, kinds):
     assert sorted(step["kind"] for step in admin.messages.list_steps(row)) == sorted(kinds)
 
 
+def test_who_is_due_at_once_is_queued_first():
+    row = _make()
+    OutgoingMessage.objects.filter(pk=row.pk).update(due_at=row.created_at - timedelta(seconds=1))
+    row.refresh_from_db()
+    assert [step["label"] for step in admin.messages.list_steps(row)] == ["queued", "due"]
+
+
 def _act(client, row, name):
     return client.post(f"{MESSAGES}{row.pk}/act/", {"act": name}, follow=True)
 

@@ -428,7 +428,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def subject_line(self, obj: OutgoingMessage) -> str:
         """The subject, and what went wrong."""
         subject = obj.subject or _("(no subject)")
-        if not obj.last_error:
+        if not obj.last_error or obj.status == Status.SENT:
             return subject
         error = Truncator(obj.last_error).chars(80)
         return format_html('{} <span class="mailer-error">{}</span>', subject, error)
@@ -494,7 +494,8 @@ def list_steps(row: OutgoingMessage) -> list[dict[str, Any]]:
         steps.append((row.finished_at, row.status, label, "", row.last_error))
     if row.status in OutgoingMessage.OPEN:
         label = _("being sent") if row.status == Status.SENDING else _("due")
-        steps.append((row.due_at, row.status, label, "", ""))
+        # Both times of a row that is due at once are of its first moment.
+        steps.append((max(row.due_at, row.created_at), row.status, label, "", ""))
     names = ("at", "kind", "label", "address", "detail")
     ordered = sorted(steps, key=lambda step: step[0])
     return [dict(zip(names, step, strict=True)) for step in ordered]
