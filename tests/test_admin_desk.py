@@ -541,6 +541,36 @@ def test_a_list_is_sorted_by_what_has_an_index(url, columns, admin_client):
     assert all(changes.get_ordering_field(column) for column in columns)
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="reads its plans")
+@pytest.mark.parametrize(
+    ("url", "query", "index"),
+    [
+        (MESSAGES, {"status__exact": "failed"}, "unsent"),
+        (MESSAGES, {"in_doubt__exact": "1"}, "in_doubt"),
+        (MESSAGES, {"stream__exact": "transactional"}, "urgent"),
+        (MESSAGES, {"created_at__year": "2026", "created_at__month": "11"}, "created"),
+        (MESSAGES, {"q": "0100-ab-000000"}, "ses_id"),
+        (MESSAGES, {"q": "ada@example.com"}, "recipient"),
+        (UNSUBSCRIBES, {"source__exact": "manual"}, "source"),
+        (UNSUBSCRIBES, {"created_at__year": "2026", "created_at__month": "11"}, "since"),
+        (UNSUBSCRIBES, {"q": "ada@example.com"}, "unsubscribe_once"),
+    ],
+)
+def test_a_filter_goes_by_its_index(url, query, index, admin_client):
+    _make("ada@example.com", ses_message_id="0100-ab-000000")
+    _suppress()
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+    with CaptureQueriesContext(connection) as captured:
+        assert admin_client.get(url, query).status_code == 200
+    plans = []
+    with connection.cursor() as cursor:
+        for sql in (one["sql"] for one in captured if "connect_mailer_" in one["sql"]):
+            cursor.execute(f"EXPLAIN {sql}")
+            plans += [line for (line,) in cursor.fetchall()]
+    assert any(f"connect_mailer_{index} " in plan for plan in plans), "\n".join(plans)
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_a_great_number_is_written_in_groups(grouped, settings):
     settings.USE_THOUSAND_SEPARATOR = grouped
