@@ -166,7 +166,7 @@ class HealthAdmin(HealthModelAdmin):
                 context |= {
                     "account": account,
                     "rate": rate,
-                    "peak": max(point.rate for point in hour),
+                    "peak": max(point.counts["written"] for point in hour) / tallies.MINUTES,
                     "is_unlimited": account.max_24_hour_send < 0,
                     "runs_out_at": find_end_of_quota(account, rate),
                 }

@@ -118,6 +118,7 @@ def check_page() -> Callable[..., None]:
             page.set_viewport_size(viewport)
             for scheme in ("light", "dark"):
                 page.emulate_media(color_scheme=scheme)
+                page.evaluate("scrollTo(0, 0)")
                 page.screenshot(path=SCREENSHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
                 results = Axe().run(
                     page,

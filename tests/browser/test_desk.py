@@ -98,9 +98,9 @@ def _fill_tallies(seed=3):
             )
         )
         rows.append(Tally(at=at, span=3600, stream="transactional", sent=40, written=40))
-    for minutes in range(0, 60, 5):
+    for minutes in range(60):
         at = now - timedelta(minutes=minutes)
-        rows.append(Tally(at=at, stream="default", sent=900, written=dice.randint(900, 4000)))
+        rows.append(Tally(at=at, stream="default", sent=180, written=dice.randint(180, 800)))
     for number, domain in enumerate(["example.net", "mail.example.org", "example.com"]):
         rows.append(
             Tally(
