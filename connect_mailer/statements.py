@@ -78,6 +78,7 @@ def _write_into(
     return f"INSERT INTO {table} ({', '.join(columns)})"
 
 
+@functools.cache
 def unnest(model: type[models.Model], names: tuple[str, ...], using: str) -> str:
     """Rows of arrays, each with the values of one field (PostgreSQL)."""
     types = (cast(Any, model._meta.get_field(name)).db_type(connections[using]) for name in names)

@@ -10,9 +10,13 @@ handler; both have the certificate in their cache and verify the signature. What
     the same for a mail of the outbox: its recipients, its history and the tallies as well.
 ``told``
     as ``ours``, and a receiver of the site's listens to ``feedback``: instances are made.
+``equal``
+    django-ses, with the receiver that a site would write to record all that ``settled`` records,
+    by Django's ORM, in bulk wherever it has that: receipt, one row a recipient, ``Unsubscribe``
+    with its user, the message, its recipients, its history, the tallies. Atomic.
 ``recorded``
-    django-ses, with the receiver that a site would write to record the same: receipt, one
-    row a recipient by ``create()``, and its own blacklist. Atomic, but no outbox.
+    django-ses, with a receiver that records what ``ours`` does: receipt, one row a recipient by
+    ``create()``, and its own blacklist. Atomic, but no outbox.
 ``bulk``
     the same with ``bulk_create()``, for who has thought of it.
 ``bare``
@@ -47,7 +51,7 @@ NOTIFICATIONS = {1: 150, 10: 60, 50: 30}
 FORGERIES = 2000
 
 _PATHS = {"ours": "/ours/", "settled": "/ours/", "told": "/ours/", "floor": "/floor/"}
-_MODE = {"bulk": False, "records": False}
+_MODE = {"bulk": False, "records": False, "equal": False}
 
 urlpatterns: list[Any] = []
 
@@ -190,13 +194,74 @@ def _record(
     }
     with transaction.atomic():
         NotificationReceipt.objects.create(message_id=notification["MessageId"])
-        if _MODE["bulk"]:
+        if _MODE["bulk"] or _MODE["equal"]:
             model.objects.bulk_create(
                 model(address=address, **shared, **details) for address, details in recipients
             )
         else:
             for address, details in recipients:
                 model.objects.create(address=address, **shared, **details)
+        if _MODE["equal"]:
+            _settle(mail, recipients)
+
+
+def _settle(mail: Any, recipients: list[tuple[str, dict[str, Any]]]) -> None:
+    """What a site's developer would write beside, of a delivery or a permanent bounce."""
+    from collections import Counter
+
+    from django.contrib.auth import get_user_model
+    from django.db.models.functions import Lower
+    from django.utils import timezone
+
+    from connect_mailer.models import (
+        MessageEvent,
+        OutgoingMessage,
+        OutgoingRecipient,
+        Tally,
+        Unsubscribe,
+    )
+
+    reasons = {address.lower(): details.get("diagnostic_code") for address, details in recipients}
+    is_bounce = "hard" in recipients[0][1]
+    if is_bounce:
+        people = get_user_model().objects.annotate(lower=Lower("email"))
+        users = dict(people.filter(lower__in=reasons).values_list("lower", "pk"))
+        Unsubscribe.objects.bulk_create(
+            [
+                Unsubscribe(
+                    address=address, source="bounce", detail=reason, user_id=users.get(address)
+                )
+                for address, reason in reasons.items()
+            ],
+            update_conflicts=True,
+            update_fields=["detail", "expires_at", "modified_at"],
+            unique_fields=["address", "source", "mailing_list"],
+        )
+    message = (
+        OutgoingMessage.objects.select_for_update().filter(ses_message_id=mail["messageId"]).first()
+    )
+    if message is None:
+        return
+    status = "bounced" if is_bounce else "delivered"
+    open_ = ["queued", "sent", "delivered"] if is_bounce else ["queued", "sent"]
+    known = OutgoingRecipient.objects.filter(message=message, status__in=open_)
+    changed = set(known.filter(address__in=reasons).values_list("address", flat=True))
+    for reason in set(reasons.values()):
+        about = [address for address in changed if reasons[address] == reason]
+        known.filter(address__in=about).update(status=status, reason=reason or "")
+    now = timezone.now()
+    MessageEvent.objects.bulk_create(
+        MessageEvent(message=message, kind=status, address=address, at=now, detail=reason or "")
+        for address, reason in reasons.items()
+    )
+    tallies = [Tally(stream=message.stream, at=now, **{status: len(changed)})]
+    if is_bounce:
+        domains = Counter(address.rpartition("@")[2] for address in changed)
+        tallies += [
+            Tally(stream=message.stream, at=now, domain=domain, bounced=number)
+            for domain, number in domains.items()
+        ]
+    Tally.objects.bulk_create(tallies)
 
 
 class _Bench:
@@ -218,26 +283,29 @@ class _Bench:
         """A table of each kind and size of notification."""
         print(  # noqa: T201
             f"{'notification':<26}{'view':<10}{'a second':>9}{'us each':>9}{'CPU us':>9}"
-            f"{'ours is':>10}"
+            f"{'ours is':>10}{'settled is':>12}"
         )
         for kind in ("delivery", "bounce"):
             for size in NOTIFICATIONS:
                 self._compare(kind, size)
 
     def _compare(self, kind: str, size: int) -> None:
+        from django.conf import settings
         from django_bouncy import signals
 
-        names = ("ours", "settled", "told", "recorded", "bulk", "bare", "floor")
+        names = ("ours", "settled", "told", "equal", "recorded", "bulk", "bare", "floor")
         wall: dict[str, list[float]] = {name: [] for name in names}
         cpu: dict[str, list[float]] = {name: [] for name in names}
         for number in range(ROUNDS + 1):
             # Another one is first each time.
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 bodies = [
-                    self._make(kind, size, is_known=name == "settled")
+                    self._make(kind, size, is_known=name in ("settled", "equal"))
                     for _ in range(NOTIFICATIONS[size])
                 ]
-                _MODE.update(records=name != "bare", bulk=name == "bulk")
+                _MODE.update(records=name != "bare", bulk=name == "bulk", equal=name == "equal")
+                # It has a blacklist of its own, where the receiver doesn't write one.
+                settings.AWS_SES_ADD_BOUNCE_TO_BLACKLIST = name != "equal"
                 if name == "told":
                     signals.feedback.connect(_listen)
                 seconds, cpu_seconds = self._time(_PATHS.get(name, "/theirs/"), bodies, {200})
@@ -245,14 +313,15 @@ class _Bench:
                 if number:  # the first warms up
                     wall[name].append(seconds / len(bodies))
                     cpu[name].append(cpu_seconds / len(bodies))
-        ours = statistics.median(wall["ours"])
+        ours, settled = (statistics.median(wall[name]) for name in ("ours", "settled"))
         for name in names:
             median = statistics.median(wall[name])
             label = f"{kind}, {size} recipient{'s' if size > 1 else ''}" if name == "ours" else ""
             ratio = "" if name == "ours" else f"{median / ours:.2f} x"
+            ratio_settled = "" if name == "settled" else f"{median / settled:.2f} x"
             print(  # noqa: T201
                 f"{label:<26}{name:<10}{1 / median:>9.0f}{median * 1e6:>9.0f}"
-                f"{statistics.median(cpu[name]) * 1e6:>9.0f}{ratio:>10}",
+                f"{statistics.median(cpu[name]) * 1e6:>9.0f}{ratio:>10}{ratio_settled:>12}",
                 flush=True,
             )
 
