@@ -73,6 +73,17 @@ class DatabaseLimiter:
                     ends_us=memory.ends_us,
                 )
 
+    def put_off(self, seconds: float) -> None:
+        """See ``Limiter``."""
+        with self._locked() as row:
+            row.bucket = limiter.put_off(
+                row.bucket,
+                row.hint,
+                now_us=row.now_us,
+                interval_ns=self._memory.interval_ns,
+                late_us=int(seconds * 1e6),
+            )
+
     def slow_down(self) -> None:
         """See ``Limiter``."""
         with self._locked() as row:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -75,8 +75,18 @@ DRAIN_LEASE_SECONDS = 15
 OUTAGE_SECONDS = 1.0
 
 # A call that starts this late (a busy machine) is caught up with; later, and what follows
-# shifts. Far less than the burst of 0.1 s that the strictest accounts allow.
+# shifts. Far less than the strictest accounts allow: a burst of so many seconds, of which one
+# recipient is a part.
 LATE_SECONDS = 0.015
+BURST_SECONDS = 0.1
+
+# A drain asks for slots when those that are taken begin in so many seconds: as soon as it may, it
+# would get them one by one.
+REFILL_SECONDS = AHEAD_SECONDS / 2
+
+# Calls are handed over this long before they are to start: a thread that waits for the moment
+# is more exact than a loop that asks the database.
+HAND_OVER_SECONDS = 0.03
 
 # A wide row takes all at once of what the account allows, so a call before it that is late
 # would be one too many: it is sent this much into its slot.
@@ -116,6 +126,12 @@ class Slot:
     def sender(self) -> str:
         """The envelope's."""
         return self.envelope.sender
+
+    @property
+    def grace_seconds(self) -> float:
+        """How late it may start without a shift of what follows."""
+        interval_seconds = self.width_seconds / len(self.envelope.recipients)
+        return max(min(LATE_SECONDS, (BURST_SECONDS - interval_seconds) / 4), 0.0)
 
     @property
     def delay_seconds(self) -> float:
@@ -323,6 +339,7 @@ class Drain:
         self._paused: frozenset[str] | None = None  # streams, as of the last beat
         self._stop = threading.Event()
         self._turns = threading.Lock()
+        self._late_seconds = 0.0  # by which calls were late, and the limiter doesn't know it
         self._gives_back = threading.Event()
         self._is_ending = False
         self.sent = 0
@@ -375,6 +392,8 @@ class Drain:
         if now >= self._beat_at:
             self._guard(self._beat)
         self._dispatch(now)
+        if self._late_seconds and self._limiter:
+            self._put_off(self._limiter)
         if not self._is_ending and now >= self._look_at and self._count_free():
             self._guard(self._look)
         # One pass waits for nothing but answers.
@@ -393,7 +412,7 @@ class Drain:
         """Sleep until something is to be done, and take the answers that came."""
         moments = [self._beat_at]
         if self._slots:
-            moments.append(self._find_call_time(self._slots[0]))
+            moments.append(self._find_call_time(self._slots[0]) - self._hand_over_seconds)
         if self._results:
             moments.append(self._settle_at)
         if not self._is_ending:
@@ -460,6 +479,9 @@ class Drain:
             self._postpone_look(now, reservation.wait_seconds)
             return
         now = self._clock()
+        if self._limiter and reservation.granted < sum(costs):
+            granted_seconds = reservation.granted * reservation.interval_seconds
+            self._look_at = now + reservation.wait_seconds + granted_seconds - REFILL_SECONDS
         rows = outbox.claim(
             tokens=reservation.granted,
             slots=free,
@@ -508,6 +530,12 @@ class Drain:
         telemetry.note_wait(reservation.wait_seconds)
         return reservation
 
+    def _put_off(self, limiter: Limiter) -> None:
+        """Late calls took time from what comes next: that nobody else gets it."""
+        with self._turns:
+            seconds, self._late_seconds = self._late_seconds, 0.0
+        self._tell_limiter(partial(limiter.put_off, seconds))
+
     def _tell_limiter(self, tell: Callable[[], None]) -> None:
         try:
             tell()
@@ -529,8 +557,8 @@ class Drain:
 
     def _postpone_look(self, now: float, seconds: float) -> None:
         """Nothing may be sent yet. A wait that outlasts this drain is left to another one."""
-        self._look_at = now + seconds
-        if self._one_pass or self._look_at >= self._ends_at:
+        self._look_at = now + seconds + AHEAD_SECONDS - REFILL_SECONDS
+        if self._one_pass or now + seconds >= self._ends_at:
             self._is_ending = True
             self.longest_wait_seconds = seconds
 
@@ -666,8 +694,8 @@ class Drain:
     # Sending
 
     def _dispatch(self, now: float) -> None:
-        """Hand over the calls whose slot has come; some wait until a thread is free."""
-        while self._slots and self._find_call_time(self._slots[0]) <= now:
+        """Hand over the calls whose slot is near; some wait until a thread is free."""
+        while self._slots and self._find_call_time(self._slots[0]) <= now + self._hand_over_seconds:
             slot = self._slots.popleft()
             self._in_flight += 1
             self._calls.put(slot)
@@ -678,6 +706,11 @@ class Drain:
         is_full = self._in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
 
+    @property
+    def _hand_over_seconds(self) -> float:
+        """Not at the expense of calls that could start now."""
+        return HAND_OVER_SECONDS if self._in_flight < self._concurrency // 2 else 0.0
+
     def _find_call_time(self, slot: Slot) -> float:
         return max(slot.starts_at, self._clear_at) + slot.delay_seconds
 
@@ -686,8 +719,10 @@ class Drain:
         with self._turns:
             now = self._clock()
             turn_at = self._find_call_time(slot)
-            starts_at = max(turn_at, now - LATE_SECONDS) - slot.delay_seconds
-            self._clear_at = starts_at + slot.width_seconds
+            late_seconds = max(now - slot.grace_seconds - turn_at, 0.0)
+            if self._in_flight < self._concurrency:  # or SES gets less than it allows anyway
+                self._late_seconds += late_seconds
+            self._clear_at = turn_at + late_seconds - slot.delay_seconds + slot.width_seconds
         if self._gives_back.wait(turn_at - now) if turn_at > now else self._gives_back.is_set():
             raise NotStarted
 
@@ -703,19 +738,26 @@ class Drain:
             self._answers.put((slot, answer))
 
     def _call(self, slot: Slot) -> str:
-        self._await_turn(slot)
-        if slot.lease_ends_at - self._clock() < self._call_seconds:
-            # This process was suspended or starved, and the row may be another's by now.
-            raise NotStarted
-        claimed_at = slot.lease_ends_at - self._lease_seconds
-        with telemetry.delivering(
-            slot.envelope.tags,
-            waited_seconds=self._clock() - claimed_at,
-            uuid=slot.envelope.tags[MESSAGE_ID_TAG],
-            stream=slot.stream,
-            attempt=slot.attempts,
-        ):
-            return self._transport.send(slot.envelope)
+        with ExitStack() as delivery:
+            # A connection is open by then: to open it takes longer than many a slot, and calls
+            # that were late by that would come at once with those that have one.
+            def begin() -> None:
+                self._await_turn(slot)
+                now = self._clock()
+                if slot.lease_ends_at - now < self._call_seconds:
+                    # This process was suspended or starved, and the row may be another's by now.
+                    raise NotStarted
+                delivery.enter_context(
+                    telemetry.delivering(
+                        slot.envelope.tags,
+                        waited_seconds=now - (slot.lease_ends_at - self._lease_seconds),
+                        uuid=slot.envelope.tags[MESSAGE_ID_TAG],
+                        stream=slot.stream,
+                        attempt=slot.attempts,
+                    )
+                )
+
+            return self._transport.send(slot.envelope, begin)
 
     def _take(self, slot: Slot, answer: str | BaseException) -> None:
         """Turn an answer into what becomes of the row."""

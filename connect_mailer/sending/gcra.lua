@@ -2,10 +2,10 @@
 -- and does the same for the database; the tests hold the two together.
 --
 -- KEYS[1]  the bucket: a hash of arrival_us, slowdown, slowdown_us
--- ARGV     operation ('reserve', 'give_back', 'slow_down'), interval_ns,
+-- ARGV     operation ('reserve', 'give_back', 'put_off', 'slow_down'), interval_ns,
 --          what the client knows: seen_us, expected_us, largest,
 --          then the costs of the next rows, or the tokens that come back and when
---          the slots of their reservation end (ends_us)
+--          the slots of their reservation end (ends_us), or how late a call was (late_us)
 -- Returns  granted, wait_us, interval_ns in force, arrival_us, now_us
 --
 -- Whole numbers only. Lua's doubles are exact to 2^53, and microseconds since 1970 stay below
@@ -82,6 +82,8 @@ elseif operation == 'give_back' then
   if arrival_us > now_us then
     arrival_us = math.max(arrival_us - back_us, now_us)
   end
+elseif operation == 'put_off' then
+  arrival_us = arrival_us + tonumber(ARGV[6])
 elseif now_us - slowdown_us >= STEP_US then
   slowdown = math.min(level + 1, MAX_SLOWDOWN)
   slowdown_us = now_us

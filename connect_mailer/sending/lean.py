@@ -14,13 +14,13 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from ssl import SSLError
 from time import gmtime, strftime
 from types import FunctionType, SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from botocore import exceptions, parsers
@@ -29,6 +29,7 @@ from botocore.awsrequest import AWSRequest, AWSResponse, HeadersDict
 from botocore.client import BaseClient
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
+Begin = Callable[[], None]
 # What a call passes in boto3. A listener that isn't botocore's own may do anything.
 _EVENTS: Final = (
     "provide-client-params", "before-parameter-build", "before-endpoint-resolution",
@@ -87,19 +88,17 @@ def _has_hooks(client: Any) -> bool:
 def _goes_straight(client: Any, url: str) -> bool:
     """Whether no proxy is on the way, and TLS is as it is for everybody."""
     http = client._endpoint.http_session  # noqa: SLF001
-    is_private = (http._verify, http._cert_file) != (True, None)  # noqa: SLF001
-    is_usual = not is_private or url.startswith("http:")
+    is_usual = (http._verify, http._cert_file) == (True, None) or url.startswith("http:")  # noqa: SLF001
     return is_usual and not http._proxy_config.proxy_url_for(url)  # noqa: SLF001
 
 
 def _record(client: Any) -> Any:
     """The request that boto3 would write for the probe."""
     requests = []
-    headers: Any = {}
 
     def take(request: Any, **kwargs: Any) -> AWSResponse:
         requests.append(request)
-        return AWSResponse(request.url, 200, headers, SimpleNamespace(stream=tuple))
+        return AWSResponse(request.url, 200, cast(Any, {}), SimpleNamespace(stream=tuple))
 
     client.meta.events.register_first("before-send.sesv2.SendEmail", take)
     try:
@@ -161,6 +160,7 @@ class LeanSender:
         self._parser = parsers.create_parser(model.resolved_protocol)
         self._shape = model.operation_model("SendEmail").output_shape
         self._url, self._credentials, self._scope = request.url, credentials, scope
+        self._where = {"endpoint_url": self._url}
         kept = {k: _to_text(v) for k, v in request.headers.items() if _STAYS.fullmatch(k)}
         signed = scope[4].split(";")
         self._signer: _Signer | None = None
@@ -175,9 +175,9 @@ class LeanSender:
         http._setup_ssl_cert(self._pool, request.url, http._verify)  # noqa: SLF001
         self._read_timeout = client.meta.config.read_timeout
 
-    def __call__(self, **call: Any) -> Mapping[str, Any]:
-        """As ``send_email`` of boto3's client."""
-        status, headers, body = self._exchange(*self.make_request(**call))
+    def __call__(self, begin: Begin, **call: Any) -> Mapping[str, Any]:
+        """As ``send_email`` of boto3's client; ``begin`` is called before anything is sent."""
+        status, headers, body = self._exchange(*self.make_request(**call), begin)
         if status == 200:
             try:
                 return {"MessageId": json.loads(body)["MessageId"]}
@@ -202,15 +202,13 @@ class LeanSender:
             date = signer.date
         return signer.sign(body, date) | self._unsigned | more, body
 
-    def _exchange(self, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
+    def _exchange(self, headers: Any, body: bytes, begin: Begin) -> tuple[int, Any, bytes]:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"{self._start}{lines}\r\n".encode("latin-1")
         # A kept connection that the other side has closed, urllib3 notices here.
         connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
-        where = {"endpoint_url": self._url}
         try:
-            if connection.sock is None:
-                self._connect(connection)
+            self._connect(connection, begin)
             if len(body) <= _PIECE_BYTES:
                 head, body = head + body, b""
             connection.sock.sendall(head)
@@ -232,26 +230,28 @@ class LeanSender:
         except exceptions.BotoCoreError:  # from connecting; some are an OSError as well
             raise
         except TimeoutError as error:
-            raise exceptions.ReadTimeoutError(**where, error=error) from error
+            raise exceptions.ReadTimeoutError(**self._where, error=error) from error
         except (OSError, HTTPException) as error:
-            raise exceptions.ConnectionClosedError(**where, error=error) from error
+            raise exceptions.ConnectionClosedError(**self._where, error=error) from error
         finally:
             if not is_kept:
                 connection.close()
             self._pool._put_conn(connection)  # noqa: SLF001
 
-    def _connect(self, connection: Any) -> None:
-        where = {"endpoint_url": self._url}
+    def _connect(self, connection: Any, begin: Begin) -> None:
         try:
-            connection.connect()
+            if connection.sock is None:
+                connection.connect()
         except (SSLError, ValueError) as error:  # urllib3's CertificateError is a ValueError
-            raise exceptions.SSLError(**where, error=error) from error
+            raise exceptions.SSLError(**self._where, error=error) from error
         except (OSError, HTTPError) as error:
             is_late = isinstance(error, ConnectTimeoutError | TimeoutError)
             # urllib3's other failures to connect are a kind of its timeout.
             is_late = is_late and not isinstance(error, NewConnectionError)
             names = exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError
-            raise names[is_late](**where, error=error) from error
+            raise names[is_late](**self._where, error=error) from error
+        finally:
+            begin()
         connection.sock.settimeout(self._read_timeout)
 
 

@@ -96,6 +96,9 @@ class Limiter(Protocol):
     def give_back(self, tokens: int) -> None:
         """Return the last ``tokens`` that were reserved and are not used after all."""
 
+    def put_off(self, seconds: float) -> None:
+        """Let what comes next begin so much later: a call was late, so its slot ends later."""
+
     def slow_down(self) -> None:
         """Halve the speed for all for a while: SES throttled.
 
@@ -234,6 +237,10 @@ class RedisLimiter:
         if tokens > 0 and self._memory.interval_ns:
             self._run("give_back", self._memory.interval_ns, tokens, self._memory.ends_us)
 
+    def put_off(self, seconds: float) -> None:
+        """See ``Limiter``."""
+        self._run("put_off", self._memory.interval_ns, int(seconds * 1e6))
+
     def slow_down(self) -> None:
         """See ``Limiter``."""
         self._run("slow_down", self._memory.interval_ns)
@@ -335,6 +342,11 @@ def give_back(
     if arrival_us > now_us:
         arrival_us = max(arrival_us - width_us, now_us)
     return _at(bucket, now_us, arrival_us)
+
+
+def put_off(bucket: Bucket, hint: Hint, *, now_us: int, interval_ns: int, late_us: int) -> Bucket:
+    """``Limiter.put_off`` as a function. ``interval_ns``: see ``Memory``."""
+    return _at(bucket, now_us, _mistrust(bucket, hint, now_us, interval_ns) + late_us)
 
 
 def slow_down(bucket: Bucket, hint: Hint, *, now_us: int, interval_ns: int) -> Bucket:

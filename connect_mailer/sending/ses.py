@@ -14,6 +14,7 @@ import re
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -118,6 +119,10 @@ class Envelope:
     topic: str | None = None
 
 
+def at_once() -> None:
+    """Begin a call when it is ready."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """What SES says of the account in this region; 24-hour numbers are recipients."""
@@ -200,8 +205,8 @@ class SESClient:
         self._send_email: Callable[..., Any] | None = None
         self._pid = 0
 
-    def send(self, envelope: Envelope) -> str:
-        """Send; return SES's message id.
+    def send(self, envelope: Envelope, begin: Callable[[], None] = at_once) -> str:
+        """Send; return SES's message id. ``begin`` is called when all is ready to be sent.
 
         Raises:
             DeliveryError: the child says what is to be done.
@@ -211,9 +216,15 @@ class SESClient:
             extra["ListManagementOptions"] = {"ContactListName": self._contact_list} | (
                 {"TopicName": envelope.topic} if envelope.topic else {}
             )
-        with telemetry.calling_ses():
+        with ExitStack() as call:
+
+            def begin_call() -> None:
+                begin()
+                call.enter_context(telemetry.calling_ses())
+
             answer = self._call(
                 lambda client: (self._send_email or self._choose(client))(
+                    begin_call,
                     # No FromEmailAddress: with raw content SES writes it over the message's own
                     # From, display name and all. The envelope's sender is SES's own anyway.
                     # All recipients, whatever their kind: who sees whom is in the headers.
@@ -230,7 +241,7 @@ class SESClient:
             return str(answer["MessageId"])
 
     def get_account(self) -> Account:
-        """Ask for the account's limits.
+        """Ask for the account's limits, and get ready to send.
 
         Raises:
             SenderDenied: these credentials may not ask (``ses:GetAccount``).
@@ -240,6 +251,8 @@ class SESClient:
             answer = self._call(lambda client: client.get_account())
         except InDoubt as error:
             raise Unavailable(str(error)) from error
+        if self._send_email is None:
+            self._choose(self._client)  # it takes longer than many a slot of time
         quota = answer.get("SendQuota", {})
         return Account(
             max_send_rate=float(quota.get("MaxSendRate", 1.0)),
@@ -287,7 +300,7 @@ class SESClient:
             if self._send_email is None:
                 lean = self._make_lean(client) if self._is_lean else None
                 logger.info("Mail is sent by %s.", "boto3" if lean is None else "the lean sender")
-                self._send_email = client.send_email if lean is None else lean
+                self._send_email = partial(_send_by, client) if lean is None else lean
         return self._send_email
 
     def _make_lean(self, client: Any) -> Callable[..., Any] | None:
@@ -342,6 +355,11 @@ def _make_client(
             f'CONNECT_MAILER["SES_ENDPOINT_URL"] can\'t be used: {error}'
         ) from error
     return client, session.get_credentials()
+
+
+def _send_by(client: Any, begin: Callable[[], None], **call: Any) -> Any:
+    begin()
+    return client.send_email(**call)
 
 
 def _get_code(response: Mapping[str, Any]) -> str:

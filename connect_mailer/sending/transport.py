@@ -7,6 +7,7 @@ import email.message
 import email.policy
 import os
 import smtplib
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol, cast
 
@@ -17,14 +18,16 @@ from django.utils.module_loading import import_string
 
 from connect_mailer.conf import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, conf
 from connect_mailer.exceptions import Rejected, Unavailable
-from connect_mailer.sending.ses import Envelope, SESClient
+from connect_mailer.sending.ses import Envelope, SESClient, at_once
 
 
 class Transport(Protocol):
     """Takes one envelope at a time, from many threads."""
 
-    def send(self, envelope: Envelope) -> str:
+    def send(self, envelope: Envelope, begin: Callable[[], None] = at_once) -> str:
         """Hand over; return the message id, or an empty string where there is none.
+
+        ``begin`` is called once, before anything is handed over; what it raises ends the call.
 
         Raises:
             DeliveryError: the child says what is to be done about it.
@@ -61,8 +64,9 @@ class DjangoTransport:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def send(self, envelope: Envelope) -> str:
+    def send(self, envelope: Envelope, begin: Callable[[], None] = at_once) -> str:
         """Hand over to a backend of its own: backends keep a connection, not for threads."""
+        begin()
         try:
             count = self._connect().send_messages([FrozenMessage(envelope)])
         except smtplib.SMTPRecipientsRefused as error:

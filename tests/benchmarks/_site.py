@@ -26,21 +26,10 @@ def servers(*, peers: bool = False) -> Iterator[None]:
 
     ``peers``: with their apps, and the database connection is kept, as web processes do.
     """
-    import psycopg
-
     from tests import servers
 
-    server = servers.postgres()
-    name = f"bench_{uuid.uuid4().hex}"
-
-    def ask(sql: str) -> None:
-        with psycopg.connect(
-            host=server["HOST"], port=server["PORT"] or None, user=server["USER"],
-            dbname=server["NAME"], autocommit=True,
-        ) as connection:  # fmt: skip
-            connection.execute(sql)
-
-    ask(f'CREATE DATABASE "{name}"')
+    name = _name_database()
+    _ask(f'CREATE DATABASE "{name}"')
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "tests.site.settings",
         "SITE_DATABASE": name,
@@ -61,7 +50,40 @@ def servers(*, peers: bool = False) -> Iterator[None]:
         yield
     finally:
         connections.close_all()
-        ask(f'DROP DATABASE "{name}" WITH (FORCE)')
+        _ask(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def copies(number: int) -> Iterator[list[str]]:
+    """The names of databases that are as the one of ``servers`` is now."""
+    from django.db import connections
+
+    connections.close_all()
+    names = [_name_database() for _ in range(number)]
+    for name in names:
+        _ask(f'CREATE DATABASE "{name}" TEMPLATE "{os.environ["SITE_DATABASE"]}"')
+    try:
+        yield names
+    finally:
+        for name in names:
+            _ask(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _name_database() -> str:
+    return f"bench_{uuid.uuid4().hex}"
+
+
+def _ask(sql: str) -> None:
+    import psycopg
+
+    from tests import servers
+
+    server = servers.postgres()
+    with psycopg.connect(
+        host=server["HOST"], port=server["PORT"] or None, user=server["USER"],
+        dbname=server["NAME"], autocommit=True,
+    ) as connection:  # fmt: skip
+        connection.execute(sql)
 
 
 class Sink(NamedTuple):

@@ -2,7 +2,7 @@
 
 Two worker processes, 50 calls in flight in each, against a local SES that answers after 50 ms
 or at once. Queueing, imports and set-up come before the clock starts; it ends when the last
-row is settled. Rounds of all are interleaved. The CPU of the servers is shown for one message,
+row is settled. Rounds are interleaved. The CPU of the servers is shown for one message,
 too: they are on the same machine, so what they take is missing elsewhere.
 
 *boto3* and *lean* are the floors: the client alone in 50 threads, messages from memory, no
@@ -30,12 +30,14 @@ from tests.benchmarks._peers import find_queues
 from tests.benchmarks._site import say
 
 ROUNDS = int(os.environ.get("DRAIN_ROUNDS", "3"))
+# Of the peers, which take long.
+PEER_ROUNDS = int(os.environ.get("DRAIN_PEER_ROUNDS", "1"))
 PROCESSES = 2
 CONCURRENCY = 50
 # Messages of a round, where SES answers after 50 ms and at once.
-MESSAGES = {0.05: 6000, 0.0: 12_000}
+MESSAGES = {0.05: 8000, 0.0: 12_000}
 # Of those that take one message after the other, in one process.
-SLOW_MESSAGES = 200
+SLOW_MESSAGES = 100
 
 MIME = (
     b"From: site@example.com\r\nTo: u@example.org\r\nSubject: News\r\nMIME-Version: 1.0\r\n"
@@ -50,7 +52,8 @@ def main() -> None:
 
     with _site.servers(peers=True):
         _peers.prepare()
-        say(_site.describe(f"{PROCESSES} worker processes, median of {ROUNDS} rounds"))
+        rounds = f"median of {ROUNDS} rounds, of peers {PEER_ROUNDS}"
+        say(_site.describe(f"{PROCESSES} worker processes, {rounds}"))
         for seconds in MESSAGES:
             _compare(seconds)
 
@@ -70,8 +73,8 @@ def _compare(seconds: float) -> None:
 
     taken: dict[str, list[Figures]] = {}
     with _site.sink(seconds) as ses:
-        for _ in range(ROUNDS):
-            for name in ROLES:
+        for number in range(ROUNDS):
+            for name in ROLES if number < PEER_ROUNDS else OURS:
                 taken.setdefault(name, []).append(_run(name, ses, MESSAGES[seconds]))
     medians = {
         name: Figures(*map(statistics.median, zip(*rounds, strict=True)))
@@ -95,8 +98,7 @@ def _run(name: str, ses: Any, messages: int) -> Figures:
     from tests.benchmarks import _site
 
     prepare, _ = ROLES[name]
-    if name in ALONE:
-        messages = ALONE[name]
+    messages = ALONE.get(name) or FEWER.get(name) or messages
     processes = 1 if name in ALONE else PROCESSES
     prepare(messages)
     each = messages // processes
@@ -288,7 +290,9 @@ DRAINS = {
     "seacucumber's design": "drain_by_celery",
 }
 # Those of which one process runs, and how many messages they get.
-ALONE = {**dict.fromkeys([*LOOPS, "django-mailer"], SLOW_MESSAGES), "django-post-office": 2000}
+ALONE = dict.fromkeys([*LOOPS, "django-mailer", "django-post-office"], SLOW_MESSAGES)
+# Those that take long.
+FEWER = dict.fromkeys(["django-celery-email", "seacucumber's design"], 3000)
 
 ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]]] = {
     "boto3": (_nothing, _alone("boto3")),
@@ -296,6 +300,7 @@ ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]
     "connect_mailer, boto3": (_queue, make_drain("boto3")),
     "connect_mailer": (_queue, make_drain("lean")),
 }
+OURS = tuple(ROLES)
 ROLES |= {
     name: (_queue_by(path), _work_off(DRAINS[name], 1 if name in ALONE else PROCESSES))
     for name, path in find_queues().items()

@@ -73,7 +73,12 @@ def test_a_database_that_fails(kind: type[Exception]) -> None:
         raise kind("the database went away\nand says so in two lines")
 
     with connection.execute_wrapper(fail):
-        for call in (lambda: drain.reserve([1], 1), lambda: drain.give_back(1), drain.slow_down):
+        for call in (
+            lambda: drain.reserve([1], 1),
+            lambda: drain.give_back(1),
+            lambda: drain.put_off(1),
+            drain.slow_down,
+        ):
             with pytest.raises(LimiterUnavailable, match=r"away and says") as caught:
                 call()
             assert isinstance(caught.value.__cause__, kind)

@@ -82,6 +82,7 @@ class StubLimiter:
 
     def __init__(self, *answers: Reservation | Exception) -> None:
         self.answers = list(answers)
+        self.late_seconds = 0.0
         self.given_back: list[int] = []
         self.slowed_down = 0
 
@@ -93,6 +94,9 @@ class StubLimiter:
 
     def give_back(self, tokens: int) -> None:
         self.given_back.append(tokens)
+
+    def put_off(self, seconds: float) -> None:
+        self.late_seconds += seconds
 
     def slow_down(self) -> None:
         self.slowed_down += 1
@@ -493,6 +497,23 @@ class TestPace:
         gaps = [(b - a).total_seconds() for a, b in pairwise(times)]
         assert sum(gaps) > 0.1  # 3 slots of 0.05 s, less what is caught up with
 
+    def test_what_late_calls_took_nobody_else_gets(self, ses: LocalSES) -> None:
+        """Their slots are over later than the limiter believes."""
+        limiter = StubLimiter(grant(1))
+        queue("a@example.org")
+
+        class Slow:
+            def send(self, envelope: Envelope, begin: Any) -> str:
+                time.sleep(0.2)  # to connect
+                begin()
+                return "an id"
+
+        made = Drain(transport=Slow(), limiter=limiter, rate=1e3, using="default", one_pass=True)
+        made.run()
+
+        assert made.sent == 1
+        assert limiter.late_seconds > 0.1
+
     def test_a_wait_that_outlasts_the_drain(self, ses: LocalSES) -> None:
         limiter = StubLimiter(Reservation(granted=0, wait_seconds=60, interval_seconds=1))
         queue("a@example.org")
@@ -552,7 +573,8 @@ class TestPace:
         claim, settle = outbox.claim, outbox.settle
 
         class Stub:
-            def send(self, envelope: Envelope) -> str:
+            def send(self, envelope: Envelope, begin: Any) -> str:
+                begin()
                 answers.acquire()
                 sent.append(envelope)
                 return "an id"

@@ -268,6 +268,56 @@ class TestAnswer:
             recorder.head = b""
 
 
+class TestBegin:
+    """It is called once, when all is ready to be sent, and nothing is sent before."""
+
+    @pytest.mark.parametrize("is_lean", [True, False])
+    def test_nothing_was_sent(self, recorder: Any, is_lean: bool) -> None:
+        made = make(recorder.url, is_lean=is_lean)
+        made._choose(made._get_client())
+        recorder.requests.clear()
+        seen: list[int] = []
+
+        assert made.send(ENVELOPE, lambda: seen.append(len(recorder.requests))) == ID
+        made.close()
+
+        assert seen == [0]
+
+    def test_it_has_a_connection(self, recorder: Any) -> None:
+        made = make(recorder.url)
+        opened: list[bool] = []
+
+        def look() -> None:
+            sender: Any = made._send_email
+            opened.append(sender._pool.num_connections == 1)
+
+        made.send(ENVELOPE, look)
+        made.close()
+        assert opened == [True]
+
+    def test_it_could_not_connect(self) -> None:
+        made = make("http://127.0.0.1:9")
+        calls: list[int] = []
+
+        with pytest.raises(Unavailable):
+            made.send(ENVELOPE, lambda: calls.append(1))
+        assert calls == [1]
+
+    def test_what_it_raises_ends_the_call(self, recorder: Any) -> None:
+        made = make(recorder.url)
+        made.send(ENVELOPE)
+        recorder.requests.clear()
+
+        def refuse() -> None:
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            made.send(ENVELOPE, refuse)
+        assert made.send(ENVELOPE) == ID
+        made.close()
+        assert len(recorder.requests) == 1
+
+
 class TestUnusual:
     """Left to boto3."""
 

@@ -412,7 +412,7 @@ def read_bucket(valkey: redis.Redis) -> Bucket:
     interval_ns=intervals,
     costs=st.lists(st.integers(1, 50), min_size=1, max_size=9),
     ends_us=around_now,
-    operation=st.sampled_from(["reserve", "give_back", "slow_down"]),
+    operation=st.sampled_from(["reserve", "give_back", "put_off", "slow_down"]),
 )
 def test_script_and_functions_agree(
     operation: str, bucket: Bucket, hint: Hint, interval_ns: int, costs: list[int], ends_us: int
@@ -423,7 +423,10 @@ def test_script_and_functions_agree(
         valkey.hset(KEY, mapping=vars(bucket))
     else:
         bucket = Bucket()
-    arguments = {"reserve": costs, "give_back": [costs[0], ends_us], "slow_down": []}[operation]
+    late_us = costs[0] * 1000
+    arguments = {
+        "reserve": costs, "give_back": [costs[0], ends_us], "put_off": [late_us], "slow_down": [],
+    }[operation]  # fmt: skip
     granted, wait_us, in_force_ns, arrival_us, now_us = script(
         keys=[KEY],
         args=[
@@ -441,6 +444,8 @@ def test_script_and_functions_agree(
         after, grant = limiter.reserve(bucket, costs=costs, **common)
     elif operation == "give_back":
         after = limiter.give_back(bucket, tokens=costs[0], ends_us=ends_us, **common)
+    elif operation == "put_off":
+        after = limiter.put_off(bucket, late_us=late_us, **common)
     else:
         after = limiter.slow_down(bucket, **common)
     assert read_bucket(valkey) == after
@@ -518,6 +523,8 @@ def test_a_server_that_stops_and_comes_back(tmp_path: Path) -> None:
             drain.slow_down()
         with pytest.raises(LimiterUnavailable):
             drain.give_back(1)
+        with pytest.raises(LimiterUnavailable):
+            drain.put_off(1)
     second = ValkeyServer(port=0, unix_socket_path=address)
     second.start()
     try:

@@ -157,6 +157,15 @@ def test_all_that_comes_back_is_no_credit(store: Store, make: Callable[[], Limit
     assert first.reserve([1], RATE).granted == 1
 
 
+def test_what_was_late_is_over_later(store: Store, make: Callable[[], Limiter]) -> None:
+    idle(store)
+    first = make()
+    first.reserve([1], RATE)
+    first.put_off(2 * INTERVAL_SECONDS)
+    for drain in (first, make()):
+        assert drain.reserve([1], RATE).wait_seconds == about(3 * INTERVAL_SECONDS)
+
+
 def test_what_was_never_reserved_can_not_come_back(
     store: Store, make: Callable[[], Limiter]
 ) -> None:

@@ -26,7 +26,8 @@ class Sink:
     def __init__(self) -> None:
         self.subjects: list[str] = []
 
-    def send(self, envelope: Any) -> str:
+    def send(self, envelope: Any, begin: Any) -> str:
+        begin()
         self.subjects.append(envelope.recipients[0])
         return "an-id"
 
@@ -114,6 +115,7 @@ def test_a_running_drain_gives_back_what_it_has_not_sent() -> None:
             return Reservation(granted=1, wait_seconds=0, interval_seconds=0.001)
 
         def give_back(self, tokens: int) -> None: ...
+        def put_off(self, seconds: float) -> None: ...
         def slow_down(self) -> None: ...
         def close(self) -> None: ...
 

@@ -89,7 +89,7 @@ def connect(
     for client in clients:
         ways.add((request.param, type(client._send_email).__name__))
         client.close()
-    assert ways <= {("lean", "LeanSender"), ("boto3", "method"), (request.param, "NoneType")}
+    assert ways <= {("lean", "LeanSender"), ("boto3", "partial"), (request.param, "NoneType")}
 
 
 @contextmanager
