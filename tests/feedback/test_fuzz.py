@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 from django_bouncy.models import Bounce, Complaint, Delivery
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from connect_mailer.exceptions import NotificationRefused
 from connect_mailer.feedback import events, sns
-from connect_mailer.models import NotificationReceipt, OutgoingMessage, Unsubscribe
-from connect_mailer.testing.sns import make_bounce, make_complaint, make_delivery
+from connect_mailer.models import (
+    NotificationReceipt,
+    OutgoingMessage,
+    OutgoingRecipient,
+    Unsubscribe,
+)
+from connect_mailer.testing.sns import (
+    make_bounce,
+    make_complaint,
+    make_delivery,
+    make_event,
+    make_mail,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -32,10 +45,43 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=12,
 )
+PEOPLE = ["a@example.com", "b@example.com"]
+MAIL = make_mail(PEOPLE, ses_message_id="an-id")
 BASES = [
-    make_bounce(["a@example.com", "b@example.com"], event=True),
+    make_bounce(PEOPLE, event=True),
     make_complaint(["a@example.com"]),
     make_delivery(["a@example.com"]),
+    make_bounce(PEOPLE, mail=MAIL),
+    make_bounce(PEOPLE, mail=MAIL, bounce_type="Transient", subtype="MailboxFull"),
+    make_complaint(PEOPLE, mail=MAIL),
+    make_delivery(PEOPLE, mail=MAIL),
+    *(
+        make_event(kind, mail=MAIL, details={"link": "https://example.com/?a#b", "reason": "x"})
+        for kind in ("Send", "Reject", "Open", "Click", "DeliveryDelay")
+    ),
+]
+# What programs stumble over, and random choice seldom finds.
+ODD = [
+    "victim@example.net",
+    "Name <victim@example.net>",
+    "rfc822; victim@example.net",
+    "victim@example.net\0",
+    "a@exa\u212aple.com",
+    "\u212a@example.com",
+    "\u00df@example.com",
+    "not-spam",
+    "Permanent",
+    "delayed",
+    "0001-01-01T00:00:00+14:00",
+    "9999-12-31T23:59:59-14:00",
+    "2026-02-30T25:61:00Z",
+    10**400,
+    2**63,
+    float("inf"),
+    float("nan"),
+    "x" * 5000,
+    [["victim@example.net"]],
+    {"emailAddress": "victim@example.net"},
 ]
 
 
@@ -120,10 +166,23 @@ def test_whatever_is_signed_is_taken(signer, data):
             if isinstance(inner, dict | list) and inner and data.draw(st.booleans()):
                 target = inner
                 continue
-            target[name] = data.draw(json_values)
+            target[name] = data.draw(json_values | st.sampled_from(ODD))
             break
-    body = signer.notification(json.dumps(message))
+    status = data.draw(st.sampled_from(["sent", "sending", "queued", "failed"]))
+    row, _ = OutgoingMessage.objects.update_or_create(
+        ses_message_id="an-id", defaults={"status": status, "due_at": timezone.now()}
+    )
+    for address in PEOPLE:
+        kind = data.draw(st.sampled_from(OutgoingRecipient.Status.values))
+        row.recipients.update_or_create(address=address, defaults={"status": kind})
+    Unsubscribe.objects.all().delete()
+    body = signer.notification(json.dumps(message), message_id=str(uuid.uuid4()))
     assert send(body.encode()) == 200
+    # Nobody but who was written to, whatever the report says.
+    written = events.read_destination(message) or PEOPLE
+    assert {*Unsubscribe.objects.values_list("address", flat=True)} <= {
+        events.read_address(address) for address in written
+    }
 
 
 @fuzz
