@@ -18,7 +18,7 @@ from django.db.models.constants import OnConflict
 from django.utils import timezone
 
 from connect_mailer.feedback import events
-from connect_mailer.feedback.brief import execute
+from connect_mailer.feedback.brief import brief_transaction, execute
 from connect_mailer.feedback.deadline import Deadline
 from connect_mailer.feedback.events import Event
 from connect_mailer.feedback.sns import Notification
@@ -52,7 +52,8 @@ def is_taken(notification: Notification, *, using: str, deadline: Deadline) -> b
     table, column = quote(NotificationReceipt, ("message_id",), using)
     sql = f"SELECT 1 FROM {table} WHERE {column} = %s"  # noqa: S608
     statement = sql, [_make_key(notification)]
-    return bool(execute([statement], using, deadline=deadline, finds=True))
+    with brief_transaction(using, deadline):
+        return bool(execute([statement], using, deadline=deadline, finds=True))
 
 
 def make_rows(event: Event, notification: Notification) -> list[models.Model]:
