@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -24,6 +24,8 @@ from uuid import UUID
 
 from billiard import current_process
 from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db.models import BinaryField, QuerySet
+from django.db.models.functions import Substr
 
 from connect_mailer import telemetry
 from connect_mailer.any_of import AnyOf
@@ -102,6 +104,9 @@ LOOK_PART = 0.4
 
 # Bytes of bodies that a drain holds at once, but for one message that is larger.
 MAX_BYTES = 32_000_000
+
+# Of a larger body, so many bytes are read at a time.
+PIECE_BYTES = 4_000_000
 
 # Distinct senders that SES denied one after the other until it is taken for the account.
 MAX_DENIED_SENDERS = 5
@@ -604,12 +609,7 @@ class Drain:
 
     def _load(self, rows: Sequence[outbox.Claimed]) -> list[Envelope | outbox.Result]:
         recipients = self._load_recipients(rows)
-        contents = {row.content_id for row in rows if row.content_id}
-        bodies: dict[UUID, Any] = dict(
-            OutgoingContent.objects.using(self._using)
-            .filter(AnyOf("pk", contents))
-            .values_list("pk", "mime")
-        )
+        bodies = self._load_bodies(rows)
         outcomes: list[Envelope | outbox.Result] = []
         for row in rows:
             kept = recipients.get(row.pk)
@@ -648,6 +648,19 @@ class Drain:
             )
             outcomes.append(outbox.Ended.of(row, status=status, error=error))
         return outcomes
+
+    def _load_bodies(self, rows: Sequence[outbox.Claimed]) -> dict[UUID, Any]:
+        contents = OutgoingContent.objects.using(self._using)
+        small = {row.content_id for row in rows if row.content_id and row.size <= PIECE_BYTES}
+        bodies: dict[UUID, Any] = dict(
+            contents.filter(AnyOf("pk", small)).values_list("pk", "mime") if small else ()
+        )
+        for row in rows:
+            if row.content_id and row.content_id not in small:
+                with suppress(OutgoingContent.DoesNotExist):
+                    content = contents.filter(pk=row.content_id)
+                    bodies[row.content_id] = b"".join(_read_in_pieces(content))
+        return bodies
 
     def _load_recipients(self, rows: Sequence[outbox.Claimed]) -> dict[int, list[str]]:
         """Whom each row is still to be written to, in the form that SES gets.
@@ -868,6 +881,16 @@ class Drain:
                     extra=make_extra({"id": result.pk, "stream": result.stream}),
                 )
         self._results = kept
+
+
+def _read_in_pieces(content: QuerySet[OutgoingContent]) -> Iterator[bytes]:
+    """The MIME of one content: a database's client may need five times as much as it reads."""
+    start, length = 1, PIECE_BYTES
+    while length == PIECE_BYTES:
+        piece: Any = Substr("mime", start, PIECE_BYTES, output_field=BinaryField())
+        found = bytes(content.values_list(piece, flat=True).get())
+        yield found
+        start, length = start + PIECE_BYTES, len(found)
 
 
 def _describe(

@@ -143,7 +143,7 @@ class _Signer:
         if self.sign(request.body, self.date) != self._headers:
             raise ValueError("botocore signs in another way.")
 
-    def sign(self, body: bytes, date: str) -> dict[str, str]:
+    def sign(self, body: bytes | bytearray, date: str) -> dict[str, str]:
         """The headers that are signed, and the signature."""
         canonical = f":{date}\n".join(self._canonical) + sha256(body).hexdigest()
         digest = sha256(canonical.encode()).hexdigest()
@@ -186,13 +186,15 @@ class LeanSender:
         answer = {"status_code": status, "headers": HeadersDict(headers), "body": body}
         raise exceptions.ClientError(self._parser.parse(answer, self._shape), "SendEmail")
 
-    def make_request(self, **call: Any) -> tuple[Any, bytes]:
+    def make_request(self, **call: Any) -> tuple[Any, bytearray]:
         """Headers and body for the arguments of ``send_email``."""
         text = json.dumps({**call, "Content": {"Raw": {"Data": ""}}})
         # No text within has these quotes: they would be escaped.
         before, quote, after = text.partition('"Data": "')
-        data = base64.b64encode(call["Content"]["Raw"]["Data"])
-        body = b"".join(((before + quote).encode(), data, after.encode()))
+        mime, body = call["Content"]["Raw"]["Data"], bytearray((before + quote).encode())
+        for start in range(0, len(mime), 3 * _PIECE_BYTES):
+            body += base64.b64encode(mime[start : start + 3 * _PIECE_BYTES])
+        body += after.encode()
         more = {"amz-sdk-invocation-id": str(uuid.uuid4()), "Content-Length": str(len(body))}
         signer, date = self._signer, strftime("%Y%m%dT%H%M%SZ", gmtime())
         credentials = self._credentials.get_frozen_credentials()
@@ -202,17 +204,15 @@ class LeanSender:
             date = signer.date
         return signer.sign(body, date) | self._unsigned | more, body
 
-    def _exchange(self, headers: Any, body: bytes, begin: Begin) -> tuple[int, Any, bytes]:
+    def _exchange(self, headers: Any, body: Any, begin: Begin) -> tuple[int, Any, bytes]:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"{self._start}{lines}\r\n".encode("latin-1")
         # A kept connection that the other side has closed, urllib3 notices here.
         connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
         try:
             self._connect(connection, begin)
-            if len(body) <= _PIECE_BYTES:
-                head, body = head + body, b""
-            connection.sock.sendall(head)
-            for start in range(0, len(body), _PIECE_BYTES):
+            connection.sock.sendall(head + body[:_PIECE_BYTES])
+            for start in range(_PIECE_BYTES, len(body), _PIECE_BYTES):
                 connection.sock.sendall(memoryview(body)[start : start + _PIECE_BYTES])
             with connection.sock.makefile("rb") as reader:
                 answer = _read_good(reader.peek())

@@ -549,6 +549,30 @@ class TestPace:
         assert drain().sent == 5
         assert sizes == [1] * 5
 
+    @pytest.mark.parametrize("size", [1, 100])
+    def test_a_large_body_is_read_in_pieces(
+        self, ses: LocalSES, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(delivery, "PIECE_BYTES", size)
+        queue("a@example.org")
+        mime = bytes(OutgoingContent.objects.get().mime)
+
+        assert drain().sent == 1
+        assert ses.mailbox()[0].mime == mime
+
+    def test_a_large_body_that_is_gone(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(delivery, "PIECE_BYTES", 1)
+        queue("a@example.org")
+        monkeypatch.setattr(delivery, "_read_in_pieces", self.find_nothing)
+
+        assert drain().sent == 0
+        assert get_row().status == Status.FAILED
+
+    def find_nothing(self, content: Any) -> Any:
+        raise OutgoingContent.DoesNotExist
+
     def test_it_takes_more_where_answers_are_fast(
         self, ses: LocalSES, settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
