@@ -75,22 +75,27 @@ def main() -> None:
         for name, apps in present.items():
             taken.setdefault(name, []).append(_start(apps, BACKENDS.get(name, "")))
     say(
-        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median of {ROUNDS} rounds; "
-        "what an app adds to the first line\n\n"
-        f"{'':<20}{'setup(): ms':>14}{'CPU ms':>8}{'MB':>8}{'and backend: ms':>18}{'CPU ms':>8}"
-        f"{'MB':>8}"
+        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median (and least) of {ROUNDS} "
+        "rounds; what an app adds to the first line\n\n"
+        f"{'':<20}{'setup(): ms':>16}{'CPU ms':>16}{'MB':>7}{'and backend: ms':>18}{'CPU ms':>16}"
+        f"{'MB':>7}"
     )
-    first = None
+    first: tuple[list[float], list[float]] | None = None
     for name, figures in taken.items():
-        *medians, boto3 = (statistics.median(column) for column in zip(*figures, strict=True))
-        first = first or medians
-        cells = [
-            f"{here:.1f}" if first is medians else f"{here - there:+.1f}"
-            for here, there in zip(medians, first, strict=True)
-        ]
-        widths = (14, 8, 8, 18, 8, 8)
-        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        say(f"{name:<20}{line}  boto3 {'loaded' if boto3 else 'not loaded'}")
+        columns = list(zip(*figures, strict=True))
+        middle, least = ([act(column) for column in columns] for act in (statistics.median, min))
+        sign = "" if first is None else "+"
+        first = first or (middle, least)
+        cells = []
+        for place, width in enumerate((16, 16, 7, 18, 16, 7)):
+            low, mid = (
+                f"{ours[place] - (theirs[place] if sign else 0):{sign}.1f}"
+                for ours, theirs in ((least, first[1]), (middle, first[0]))
+            )
+            # Memory is the same each time.
+            cells.append(f"{mid if place % 3 == 2 else f'{mid} ({low})':>{width}}")
+        boto3 = "loaded" if middle[-1] else "not loaded"
+        say(f"{name:<20}{''.join(cells)}  boto3 {boto3}")
 
 
 def _start(apps: list[str], backend: str) -> list[float]:
