@@ -756,8 +756,7 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
         ).update(status=OutgoingRecipient.Status.QUEUED)
         return (
             OutgoingMessage.objects.using(using)
-            .filter(pk__in=pks, content__isnull=False)
-            .exclude(status__in=OutgoingMessage.OPEN)
+            .filter(pk__in=pks)
             .update(
                 status=Status.QUEUED,
                 attempts=0,

@@ -21,17 +21,30 @@ FEEDBACK = Path("connect_mailer/feedback")
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One rule broken: ``old`` in ``file`` becomes ``new``."""
+    """One rule broken: in ``file``, each old text of ``edits`` becomes the new one."""
 
     rule: str
     file: str
-    old: str
-    new: str
+    edits: tuple[tuple[str, str], ...]
+
+    def apply(self, text: str) -> str | None:
+        """The file's text without the rule; ``None``: it does not say it."""
+        for old, new in self.edits:
+            if old not in text:
+                return None
+            text = text.replace(old, new, 1)
+        return text
 
 
-def make_mutants(file: str, *edits: tuple[str, str, str]) -> list[Mutant]:
-    """Those of one file, each as its rule, what says it and what breaks it."""
-    return [Mutant(rule=rule, file=file, old=old, new=new) for rule, old, new in edits]
+def make_mutants(file: str, *rules: tuple[str, ...]) -> list[Mutant]:
+    """Those of one file, each as its rule, what says it and what breaks it.
+
+    Where a rule is said twice, another such pair follows.
+    """
+    return [
+        Mutant(rule=rule, file=file, edits=tuple(zip(texts[::2], texts[1::2], strict=True)))
+        for rule, *texts in rules
+    ]
 
 
 MUTANTS = [
@@ -444,10 +457,11 @@ def try_all(mutants: Sequence[Mutant], folder: Path, tests: Sequence[str], *, wo
         for mutant in chosen:
             path = copy / folder / mutant.file
             text = path.read_text()
-            if mutant.old not in text:
+            broken = mutant.apply(text)
+            if broken is None:
                 outcome = "NOT FOUND"
             else:
-                path.write_text(text.replace(mutant.old, mutant.new, 1))
+                path.write_text(broken)
                 # What is named after the file is the likeliest to notice.
                 own = f"test_{path.stem}.py"
                 first = sorted(tests, key=lambda test: not test.endswith(own))
