@@ -119,8 +119,9 @@ if HAS_MAILERS:
 def test_one_query_asks_for_all_recipients(django_assert_num_queries: Any) -> None:
     messages = [make([f"u{n}@example.org", f"v{n}@example.org"]) for n in range(20)]
     with transaction.atomic():
-        # savepoint, suppression, 3 inserts, release
-        with django_assert_num_queries(6) as queries:
+        # savepoint, suppression, 3 inserts, release; and MySQL is asked for the ids
+        tells_ids = connection.features.can_return_rows_from_bulk_insert
+        with django_assert_num_queries(6 if tells_ids else 7) as queries:
             assert queue(*messages) == 20
         about = [q["sql"] for q in queries.captured_queries if "unsubscribe" in q["sql"].lower()]
         assert len(about) == 1
