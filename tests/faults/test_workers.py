@@ -107,20 +107,3 @@ def test_a_worker_is_suspended_past_its_lease(ses: LocalSES, tmp_path: Path, poi
     assert set(arrivals) == everybody(50)
     assert {address for address, number in arrivals.items() if number > 1} == taken
     assert len(ses.mailbox()) == sum(arrivals.values()) + 1
-
-
-def test_ten_drains_on_two_machines_whose_clocks_differ_by_five_minutes(ses: LocalSES) -> None:
-    with open_site(ses.url, LEASE_SECONDS=60) as site:
-        site.run("queue", "1000")
-        drains = [
-            site.start("tests.faults", "drain", CLOCK_OFF_SECONDS=str(seconds))
-            for seconds in (300, 0) * 5
-        ]
-        outputs = [drain.wait() for drain in drains]
-
-        assert [drain.process.returncode for drain in drains] == [0] * 10, outputs
-        assert sum(map(int, outputs)) == 1000
-        assert site.count() == {"sent": 1000}
-    assert set(count_arrivals(ses)) == everybody(1000)
-    assert set(count_arrivals(ses).values()) == {1}
-    assert ses.stats().throttled == 0

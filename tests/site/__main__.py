@@ -2,8 +2,9 @@
 
 ``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``send N`` (with
 it; says how many seconds it took), ``send N BYTES`` (of noise, each), ``send_each N`` (one by
-one), ``roll_back N``; ``deliver N`` (asks for so many drains); ``drain``; ``serve`` (the webhook,
-until it is ended); ``look PATH`` (prints a page of the admin).
+one), ``reset`` (one of the transactional stream), ``roll_back N``; ``deliver N`` (asks for so many
+drains); ``drain``; ``serve`` (the webhook, until it is ended); ``look PATH`` (prints a page of the
+admin).
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ def main(command: str, *args: str) -> None:
     elif command == "send_each":
         for _ in range(int(args[0])):
             send(1)
+    elif command == "reset":
+        from django.core.mail import EmailMessage
+
+        from connect_mailer.backend import TransactionalBackend
+
+        message = EmailMessage("Reset", "Your new password", None, ["reset@example.org"])
+        TransactionalBackend().send_messages([message])
     elif command == "roll_back":
         from django.db import transaction
 
@@ -54,18 +62,14 @@ def main(command: str, *args: str) -> None:
         for _ in range(int(args[0])):
             deliver.delay()
     elif command == "drain":
-        from connect_mailer.conf import conf
-        from connect_mailer.sending.delivery import Drain
-        from connect_mailer.sending.limiter import RedisLimiter
+        from connect_mailer.sending.delivery import Drain, _get_limiter
         from connect_mailer.sending.rate import account_rate
         from connect_mailer.sending.transport import get_ses_client
 
         client = get_ses_client()
-        redis = conf.redis
-        assert redis is not None
         drain = Drain(
             transport=client,
-            limiter=RedisLimiter(redis.url, redis.options),
+            limiter=_get_limiter("default"),
             rate=account_rate.get(client),
             using="default",
         )

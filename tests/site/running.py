@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -159,9 +160,31 @@ class Site:
         )
 
 
+class SQLiteSite(Site):
+    """The same on SQLite: ``SITE_DATABASE`` is a file, which is the test's."""
+
+    def _make(self) -> None:
+        self.run("migrate")
+
+    def _drop(self) -> None:
+        pass
+
+    def ask(self, sql: str, database: str = "") -> list[Any]:
+        file = self.env["SITE_DATABASE"]
+        with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection, connection:
+            return connection.execute(sql).fetchall()
+
+
+def make_sqlite(pragma: str = "", *, timeout: int = 20) -> dict[str, Any]:
+    """Django settings of SQLite as the documentation has them."""
+    init = f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {pragma}"
+    options = {"transaction_mode": "IMMEDIATE", "timeout": timeout, "init_command": init}
+    return {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": options}
+
+
 @contextlib.contextmanager
-def open_site(ses_url: str, **options: Any) -> Iterator[Site]:
-    site = Site(ses_url, **options)
+def open_site(ses_url: str, *, kind: type[Site] = Site, **options: Any) -> Iterator[Site]:
+    site = kind(ses_url, **options)
     try:
         yield site
     finally:

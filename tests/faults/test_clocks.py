@@ -1,0 +1,53 @@
+"""Machines whose clocks differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from connect_mailer.testing.ses import LocalSES
+from tests.site.running import Site, count_arrivals, everybody, open_site
+
+NO_REDIS = "memory://"
+RATE = 200
+
+
+@pytest.fixture
+def ses() -> Iterator[LocalSES]:
+    with LocalSES(rate=2000, latency_seconds=0.01) as server:
+        yield server
+
+
+@pytest.fixture(params=["redis", "database"])
+def site(request: pytest.FixtureRequest, ses: LocalSES) -> Iterator[Site]:
+    """A site whose limiter is there."""
+    options: dict[str, Any] = {"LEASE_SECONDS": 60, "RATE": RATE}
+    if request.param == "redis":
+        request.getfixturevalue("valkey")
+        made = open_site(ses.url, **options)
+    else:
+        made = open_site(ses.url, broker_url=NO_REDIS, **options)
+    with made as opened:
+        yield opened
+
+
+def test_ten_drains_on_two_machines_whose_clocks_differ_by_five_minutes(
+    site: Site, ses: LocalSES
+) -> None:
+    site.run("queue", "1000")
+    drains = [
+        site.start("tests.faults", "drain", CLOCK_OFF_SECONDS=str(seconds))
+        for seconds in (300, 0) * 5
+    ]
+    outputs = [drain.wait() for drain in drains]
+
+    assert [drain.process.returncode for drain in drains] == [0] * 10, outputs
+    # The last line, after what was logged.
+    assert sum(int(output.splitlines()[-1]) for output in outputs) == 1000
+    assert site.count() == {"sent": 1000}
+    assert count_arrivals(ses) == dict.fromkeys(everybody(1000), 1)
+    # Never faster than that, all of them together; however busy the machine is.
+    received = sorted(mail.received_at for mail in ses.mailbox())
+    assert (received[-1] - received[0]).total_seconds() > 0.9 * 1000 / RATE
