@@ -749,6 +749,7 @@ class Drain:
             except BaseException as error:  # noqa: BLE001 - the drain judges it
                 answer = error
             self._answers.put((slot, answer))
+            del slot, answer  # or a large body were held until the next call
 
     def _call(self, slot: Slot) -> str:
         with ExitStack() as delivery:
