@@ -201,6 +201,9 @@ def test_what_a_look_costs_does_not_grow_with_what_it_finds(
     settled: list[outbox.Result] = []
     monkeypatch.setattr(outbox, "settle", lambda results, **_kwargs: settled.extend(results))
     monkeypatch.setattr(delivery, "HEARTBEAT_SECONDS", 600.0)
+    # And so it is whether a call is late, which the limiter is told.
+    monkeypatch.setattr(delivery, "LATE_SECONDS", 600.0)
+    monkeypatch.setattr(delivery, "BURST_SECONDS", 3000.0)
     at_once = connection.vendor == "postgresql"
     locks = connection.features.has_select_for_update_skip_locked
     # What became due is asked for first, and again where the line is short.
