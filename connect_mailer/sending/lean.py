@@ -220,13 +220,13 @@ class LeanSender:
                     is_kept = True
                     return 200, {}, answer
                 sock: Any = SimpleNamespace(makefile=lambda mode: reader)
-                response = HTTPResponse(sock, method="POST")
-                response.begin()
-                try:
-                    answer, is_kept = response.read(), not response.will_close
-                except IncompleteRead as error:  # the status says something all the same
-                    answer = error.partial
-                return response.status, response.headers, answer
+                with HTTPResponse(sock, method="POST") as response:
+                    response.begin()
+                    try:
+                        answer, is_kept = response.read(), not response.will_close
+                    except IncompleteRead as error:  # the status says something all the same
+                        answer = error.partial
+                    return response.status, response.headers, answer
         except exceptions.BotoCoreError:  # from connecting; some are an OSError as well
             raise
         except TimeoutError as error:
