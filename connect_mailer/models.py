@@ -19,6 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from connect_mailer import addresses, signals
 from connect_mailer.exceptions import InvalidAddress
+from connect_mailer.statements import Statement, mark
 
 # Recipients that one call to SES may have.
 # Source: SES v2 API reference, SendEmail, "Destination" (50 recipients a message).
@@ -623,7 +624,7 @@ def find_user_ids(keys: Collection[str]) -> dict[str, Any]:
         return read_user_ids(cursor.fetchall())
 
 
-def look_for_users(keys: Collection[str], using: str) -> tuple[str, list[Any]] | None:
+def look_for_users(keys: Collection[str], using: str) -> Statement | None:
     """The statement that finds what ``read_user_ids`` reads.
 
     ``None`` where the site's manager shows some of its users only: then Django has to make the
@@ -636,7 +637,7 @@ def look_for_users(keys: Collection[str], using: str) -> tuple[str, list[Any]] |
     sql = _write_look_for_users(user_model, using)
     if connections[using].vendor == "postgresql":
         return sql.replace("IN (%s)", "= ANY (%s)"), [[*keys]]
-    return sql.replace("(%s)", f"({', '.join(['%s'] * len(keys))})"), [*keys]
+    return sql.replace("(%s)", f"({mark(keys)})"), [*keys]
 
 
 @functools.cache

@@ -155,28 +155,35 @@ def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
 def _find(event: Event, using: str) -> Found | None:
     """The message that an event is about, locked."""
     connection = connections[using]
-    lock, look = look_for(event, connection, locks=True), look_for(event, connection)
-    if lock is None or look is None:
+    names = _name(event, connection)
+    if not names:
         return None
+    lock, look = _write_look_for(tuple(names), using)
     if connection.features.has_select_for_update:
-        execute([lock], using)
-    return read(event, execute([look], using, finds=True))
+        execute([(lock, [*names.values()])], using)
+    return read(event, execute([(look, [*names.values()])], using, finds=True))
 
 
-def look_for(
-    event: Event, connection: BaseDatabaseWrapper, *, locks: bool = False
-) -> Statement | None:
+def look_for(event: Event, connection: BaseDatabaseWrapper) -> Statement | None:
     """The statement that finds what ``read`` reads; ``None``: the outbox has nothing of it."""
+    names = _name(event, connection)
+    if not names:
+        return None
+    _lock, look = _write_look_for(tuple(names), connection.alias)
+    return look, [*names.values()]
+
+
+def _name(event: Event, connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    """What a message is found by: fields, and what they have to be."""
     names: dict[str, Any] = {}
+    if not is_about_outbox(event):
+        return names
     if event.tag is not None:
         field = OutgoingMessage._meta.get_field("uuid")
         names["uuid"] = field.get_db_prep_value(event.tag, connection)
     if event.ses_message_id:
         names["ses_message_id"] = event.ses_message_id
-    if not names or not is_about_outbox(event):
-        return None
-    lock, look = _write_look_for(tuple(names), connection.alias)
-    return lock if locks else look, [*names.values()]
+    return names
 
 
 def read(event: Event, rows: Sequence[Any]) -> Found | None:
