@@ -52,6 +52,7 @@ MAX_FAILURES: Final = 256
 # Downloads that a process starts: so many at once, and one more each so many seconds.
 DOWNLOAD_BUDGET: Final = 8
 REFILL_SECONDS: Final = 5.0
+_TABLES: Final = 2
 _COUNTERS: Final = 2**14
 MAX_CERTIFICATES: Final = 32
 # For how long a process uses a certificate without asking the cache for it again, and for how
@@ -333,9 +334,10 @@ class Certificates:
     is repeated is tried, fails, and starts again from nothing. Who wants to keep out a
     certificate that was asked for *n* times has to repeat another new name more than *n*
     times in each ``REFILL_SECONDS``, and *n* grows. Names are counted by their hash (which
-    has a secret of the process) in a table of fixed size, so a flood can neither fill the
-    memory nor push a genuine name out; a name that shares a counter only gains by it. What
-    any process of the site has downloaded is in the cache, and needs no budget.
+    has a secret of the process) in tables of fixed size, so a flood can neither fill the
+    memory nor push a genuine name out: each name has a counter in every table, and the least
+    of them counts, so that one gains by sharing only where it shares all. What any process of
+    the site has downloaded is in the cache, and needs no budget.
     """
 
     def __init__(
@@ -353,7 +355,7 @@ class Certificates:
         self._running: dict[str, Future[bytes]] = {}
         self._budget = float(DOWNLOAD_BUDGET)
         self._refilled_at = clock()
-        self._asked = [0] * _COUNTERS
+        self._asked = tuple([0] * _COUNTERS for _ in range(_TABLES))
         # Of those that wait for the budget, the one asked for most often: address, host.
         self._next: tuple[str, str] | None = None
 
@@ -421,10 +423,11 @@ class Certificates:
             raise NotificationUndecided(f"{host} did not answer in time") from error
 
     def _start_next(self, url: str, host: str) -> None:
-        self._asked[_hash(url)] += 1
+        for asked, place in zip(self._asked, _hash(url), strict=True):
+            asked[place] += 1
         waiting = sorted(
             dict.fromkeys(filter(None, (self._next, (url, host)))),
-            key=lambda address: self._asked[_hash(address[0])],
+            key=lambda address: self._count_asked(address[0]),
             reverse=True,
         )
         now = self._clock()
@@ -436,8 +439,14 @@ class Certificates:
             self._start(*waiting.pop(0))
         self._next = waiting[0] if waiting else None
 
+    def _count_asked(self, url: str) -> int:
+        places = _hash(url)
+        return min(asked[place] for asked, place in zip(self._asked, places, strict=True))
+
     def _start(self, url: str, host: str) -> None:
-        self._asked[_hash(url)] = 0
+        times = self._count_asked(url)
+        for asked, place in zip(self._asked, _hash(url), strict=True):
+            asked[place] -= times  # the others that are counted there keep theirs
         running = self._running[url] = Future()
         threading.Thread(
             target=self._run, args=(url, host, running), name="sns-certificate", daemon=True
@@ -549,8 +558,9 @@ def _read_names(certificate: x509.Certificate) -> frozenset[str]:
     return frozenset(extension.value.get_values_for_type(x509.DNSName))
 
 
-def _hash(url: str) -> int:
-    return hash(url) % _COUNTERS
+def _hash(url: str) -> tuple[int, ...]:
+    """Where it is counted, in each table."""
+    return tuple(hash((table, url)) % _COUNTERS for table in range(_TABLES))
 
 
 def _ask(cache: Cache, url: str) -> object:

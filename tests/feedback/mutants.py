@@ -257,8 +257,8 @@ MUTANTS = [
             "self._budget",
         ),
         ("asked for most often first", "reverse=True", "reverse=False"),
-        ("asked for is counted", "self._asked[_hash(url)] += 1", "pass"),
-        ("tried once, counted from nothing", "self._asked[_hash(url)] = 0", "pass"),
+        ("asked for is counted", "asked[place] += 1", "pass"),
+        ("tried once, counted from nothing", "asked[place] -= times", "pass"),
         ("an emptied cache is filled", "_tell(cache, url, known)", "pass"),
         (
             "waiting ends",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import uuid
 
@@ -166,7 +167,8 @@ def test_whatever_is_signed_is_taken(signer, data):
             if isinstance(inner, dict | list) and inner and data.draw(st.booleans()):
                 target = inner
                 continue
-            target[name] = data.draw(json_values | st.sampled_from(ODD))
+            # A copy: the next round may write into it.
+            target[name] = copy.deepcopy(data.draw(json_values | st.sampled_from(ODD)))
             break
     status = data.draw(st.sampled_from(["sent", "sending", "queued", "failed"]))
     row, _ = OutgoingMessage.objects.update_or_create(
