@@ -28,9 +28,8 @@ from connect_mailer.conf import (
     conf,
 )
 from connect_mailer.exceptions import ConfigurationError, InvalidMessage
-from connect_mailer.sending.signature import sign
 
-_TOPIC = re.compile(r"arn:aws(-cn|-us-gov)?:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?")
+_TOPIC = r"arn:aws(-cn|-us-gov)?:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?"
 # Like SNS's, and anybody's.
 _NOT_SNS = (
     "sns.us-east-1.amazonaws.com.example.org",
@@ -185,7 +184,7 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             id="connect_mailer.W006",
         )
         for topic in topics or ()
-        if not _TOPIC.fullmatch(topic)
+        if not re.fullmatch(_TOPIC, topic)
     ]
     if conf.key_cache not in settings.CACHES:
         messages.append(
@@ -297,6 +296,8 @@ def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 @register(Tags.compatibility)
 def check_signing(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E011, W011, W012: signatures of the site's own that mail would not get."""
+    from connect_mailer.sending.signature import sign
+
     is_set = [bool(conf.legacy(name)) for name in ("DKIM_DOMAIN", "DKIM_PRIVATE_KEY")]
     if not all(is_set):
         return [

@@ -11,14 +11,16 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import parse_qs, urlsplit
 
 from django.conf import settings
 from django.utils.crypto import salted_hmac
 
 from connect_mailer.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from connect_mailer.options import DKIMOptions, RedisAddress, SESOptions
 
 SES_BACKEND: Final = "connect_mailer.backend.SESBackend"
 LEGACY_SES_BACKEND: Final = "seacucumber.backend.SESBackend"
@@ -77,42 +79,10 @@ MAX_LIST_LENGTH: Final = 100
 NEVER_SIGNED: Final = frozenset({"message-id", "date", "return-path", "bounces-to"})
 
 # An address that needs no escaping in a URL.
-_MAILTO: Final = re.compile(r"[A-Za-z0-9!$'*+/=_~.-]+@[A-Za-z0-9.-]+", re.ASCII)
+_MAILTO: Final = r"[A-Za-z0-9!$'*+/=_~.-]+@[A-Za-z0-9.-]+"
 
 _MISSING: Final = object()
 _PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RedisAddress:
-    """Where the shared limiter lives, as ``redis.Redis.from_url(url, **options)`` takes it."""
-
-    url: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SESOptions:
-    """What a client of SES needs to know. ``None``: boto3 finds it in its own ways."""
-
-    region: str | None
-    endpoint_url: str | None
-    access_key_id: str | None = field(repr=False)
-    secret_access_key: str | None = field(repr=False)
-    session_token: str | None = field(repr=False)
-    configuration_set: str | None
-    tenant: str | None
-    contact_list: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DKIMOptions:
-    """How the app signs mail itself."""
-
-    domain: str
-    selector: str
-    private_key: str = field(repr=False)
-    headers: tuple[str, ...]
 
 
 class Conf:
@@ -399,6 +369,8 @@ class Conf:
     @property
     def ses(self) -> SESOptions:
         """All that a client of SES needs to know."""
+        from connect_mailer.options import SESOptions
+
         key, secret, token = self.credentials
         return SESOptions(
             region=self.ses_region,
@@ -588,7 +560,7 @@ class Conf:
         :default: none
         """
         value = self._text("UNSUBSCRIBE_MAILTO") or ""
-        if value and not _MAILTO.fullmatch(value):
+        if value and not re.fullmatch(_MAILTO, value, re.ASCII):
             raise _wrong("UNSUBSCRIBE_MAILTO", value, "an address such as 'leave@example.com'")
         return value
 
@@ -661,6 +633,8 @@ class Conf:
         :type: a domain; a key
         :default: none
         """
+        from connect_mailer.options import DKIMOptions
+
         domain, key = self.legacy("DKIM_DOMAIN"), self.legacy("DKIM_PRIVATE_KEY")
         if not domain or not key:
             return None
@@ -842,6 +816,8 @@ def _redis_address(url: str, tls: Mapping[str, Any]) -> RedisAddress:
     Source: Celery's Redis broker settings (``redis+socket://``, ``broker_use_ssl``,
     ``ssl_cert_reqs=CERT_NONE``).
     """
+    from connect_mailer.options import RedisAddress
+
     parts = urlsplit(url)
     if parts.scheme == "redis+socket":
         database = parse_qs(parts.query).get("virtual_host", ["0"])[0]

@@ -11,11 +11,10 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from django.utils.module_loading import import_string
 
@@ -25,8 +24,7 @@ logger = logging.getLogger(__name__)
 _OUTDATED: Final = (AttributeError, ImportError, NameError, SyntaxError, TypeError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _StandIn:
+class _StandIn(NamedTuple):
     """What a module has: dotted paths by attribute name; nothing: it is an empty package."""
 
     links: Mapping[str, str]

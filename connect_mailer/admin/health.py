@@ -5,11 +5,8 @@ What it asks is imported by its views: each process of a site imports the admin 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
@@ -18,50 +15,17 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 
-from connect_mailer import tallies
 from connect_mailer.conf import conf
 from connect_mailer.models import Health, OutgoingMessage
 from connect_mailer.tasks import wake_on_commit
 
 if TYPE_CHECKING:
-    from connect_mailer.health.figures import Waiting
-    from connect_mailer.sending.pauses import Pause
-    from connect_mailer.sending.ses import Account
-
     HealthModelAdmin = admin.ModelAdmin[Health]
 else:
     HealthModelAdmin = admin.ModelAdmin
-
-
-class PauseForm(forms.Form):
-    """What a button of the page sends. An empty stream is the account: it can only go on."""
-
-    stream = forms.ChoiceField(choices=[*OutgoingMessage.Stream.choices, ("", "")], required=False)
-    action = forms.ChoiceField(choices=[("pause", ""), ("resume", "")])
-    reason = forms.CharField(max_length=200, required=False)
-
-    def clean(self) -> dict[str, Any]:
-        """A pause is of one stream."""
-        data = super().clean() or {}
-        if data.get("action") == "pause" and not data.get("stream"):
-            raise forms.ValidationError("Which stream?")
-        return data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """One stream as the page shows it."""
-
-    name: str
-    label: str
-    waiting: Waiting
-    counts: dict[str, int]
-    pause: Pause | None
-    is_still: bool
 
 
 @admin.register(Health)
@@ -94,6 +58,7 @@ class HealthAdmin(HealthModelAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """What the database knows; SES is asked afterwards, so that it can't hold this up."""
+        from connect_mailer.admin.streams import Stream, is_still
         from connect_mailer.health import figures
         from connect_mailer.sending import outbox, pauses
 
@@ -142,9 +107,11 @@ class HealthAdmin(HealthModelAdmin):
     @method_decorator(transaction.non_atomic_requests)
     def account_view(self, request: HttpRequest) -> HttpResponse:
         """A part of the page: what SES says of the account, and what the doctor finds."""
+        from connect_mailer import tallies
         from connect_mailer.account.findings import Level
         from connect_mailer.account.site import examine_quickly
         from connect_mailer.account.standing import load_account
+        from connect_mailer.admin.streams import find_end_of_quota
         from connect_mailer.health import figures
         from connect_mailer.sending import outbox
 
@@ -174,6 +141,7 @@ class HealthAdmin(HealthModelAdmin):
 
     def pause_view(self, request: HttpRequest) -> HttpResponse:
         """Pause or resume one stream, or let a paused account try again now."""
+        from connect_mailer.admin.streams import PauseForm
         from connect_mailer.sending import outbox, pauses
 
         if request.method != "POST" or not self.has_pause_permission(request):
@@ -211,23 +179,3 @@ class HealthAdmin(HealthModelAdmin):
             self.message_user(request, _("That was done already."), messages.INFO)
         url = reverse("admin:connect_mailer_health_changelist", current_app=self.admin_site.name)
         return HttpResponseRedirect(url)
-
-
-def is_still(waiting: Waiting, moving: frozenset[str]) -> bool:
-    """Whether mail is due since long and none is sent: a rate that is low looks different."""
-    from connect_mailer.health.figures import STILL_SECONDS
-
-    if not waiting.ready or waiting.oldest is None or waiting.stream in moving:
-        return False
-    return timezone.now() - waiting.oldest > timedelta(seconds=STILL_SECONDS)
-
-
-def find_end_of_quota(account: Account, rate: float) -> datetime | None:
-    """When the quota of 24 hours is used up, if ``rate`` recipients a second go on.
-
-    ``None``: not within a day, after which what was sent today counts no more.
-    """
-    left = max(account.max_24_hour_send - account.sent_last_24_hours, 0)
-    if account.max_24_hour_send < 0 or left >= rate * tallies.DAY:
-        return None
-    return timezone.now() + timedelta(seconds=left / rate)

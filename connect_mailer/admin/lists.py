@@ -1,30 +1,31 @@
-"""Lists of large tables: what Django's own would count, or look through, to the end."""
+"""Lists of large tables: what Django's own would count, or look through, to the end.
+
+What a page needs is imported by it: each process of a site imports the admin at its start.
+"""
 
 from __future__ import annotations
 
-from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.contrib import admin
-from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db.models import Max, Min, QuerySet
+from django.db.models import Max, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import formats
 from django.utils.functional import cached_property
 from django.utils.text import capfirst
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from connect_mailer.admin.parts import to_local
-from connect_mailer.templatetags.mailer_numbers import thousands
 
 MAX_COUNT: Final = 10_000
 # Parts of words are looked for in so many of the newest rows: there is no index for them.
 SEARCHED_ROWS: Final = 100_000
 
 if TYPE_CHECKING:
+    from django.contrib.admin.views.main import ChangeList
+
     AnyPaginator = Paginator[Any]
     AnyModelAdmin = admin.ModelAdmin[Any]
 else:
@@ -36,6 +37,8 @@ class AtLeast(int):
     """A number that was counted up to here."""
 
     def __str__(self) -> str:
+        from connect_mailer.templatetags.mailer_numbers import thousands
+
         # Django groups the digits of what it gets, where a site wants that of all numbers.
         is_grouped = settings.USE_THOUSAND_SEPARATOR
         return f"\N{GREATER-THAN OR EQUAL TO}{int(self) if is_grouped else thousands(self)}"
@@ -49,16 +52,6 @@ class BoundedPaginator(AnyPaginator):
         rows: Any = self.object_list
         found = rows.order_by()[: MAX_COUNT + 1].count()
         return found if found <= MAX_COUNT else AtLeast(MAX_COUNT)
-
-
-class LargeChangeList(ChangeList):
-    """A list that is whole is not said to be one of more."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        self.is_whole = not self.query and not self.get_filters_params()
-        if self.is_whole:
-            self.full_result_count = self.result_count
 
 
 class LargeTableAdmin(AnyModelAdmin):
@@ -82,6 +75,8 @@ class LargeTableAdmin(AnyModelAdmin):
         return ("-pk",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        from connect_mailer.admin.change_list import LargeChangeList
+
         return LargeChangeList
 
     def changelist_view(
@@ -110,80 +105,3 @@ class LargeTableAdmin(AnyModelAdmin):
         """The key after which rows are looked through."""
         newest = self.model._default_manager.using(using).aggregate(pk=Max("pk"))["pk"]
         return (newest or 0) - SEARCHED_ROWS
-
-
-def make_hierarchy(cl: Any) -> dict[str, Any] | None:
-    """The links of ``date_hierarchy``, from the first and the last date alone.
-
-    Django's own look through the whole table for the months that have rows.
-    """
-    name = cl.date_hierarchy
-    bounds = cl.root_queryset.order_by().aggregate(first=Min(name), last=Max(name))
-    if bounds["first"] is None:
-        return None
-    first, last = to_local(bounds["first"]).date(), to_local(bounds["last"]).date()
-    year, month, day = (
-        _to_number(cl.params.get(f"{name}__{part}")) for part in ("year", "month", "day")
-    )
-
-    is_one_month = first.replace(day=1) == last.replace(day=1)
-    if is_one_month:
-        year, month = last.year, last.month
-    if not (1 <= year <= 9999 and 1 <= month <= 12 and 0 <= day <= 31):
-        year = month = day = 0
-
-    def link(**parts: int) -> str:
-        filters = {f"{name}__{part}": value for part, value in parts.items()}
-        return str(cl.get_query_string(filters, [f"{name}__"]))
-
-    if year and month:
-        days = _list_days(year, month, first, last)
-        label = formats.date_format(date(year, month, 1), "YEAR_MONTH_FORMAT")
-        if day:
-            back = {"link": link(year=year, month=month), "title": label}
-            chosen = [one for one in days if one.day == day]
-            choices = [{"title": formats.date_format(one, "MONTH_DAY_FORMAT")} for one in chosen]
-            return {"show": True, "back": back, "choices": choices}
-        return {
-            "show": True,
-            "back": None if is_one_month else {"link": link(), "title": _("All dates")},
-            "choices": [
-                {
-                    "link": link(year=year, month=month, day=one.day),
-                    "title": formats.date_format(one, "MONTH_DAY_FORMAT"),
-                }
-                for one in days
-            ],
-        }
-    months = _list_months(first, last)
-    return {
-        "show": True,
-        "choices": [
-            {
-                "link": link(year=one.year, month=one.month),
-                "title": formats.date_format(one, "YEAR_MONTH_FORMAT"),
-            }
-            for one in months
-        ],
-    }
-
-
-def _list_months(first: date, last: date) -> list[date]:
-    months = []
-    at = first.replace(day=1)
-    while at <= last:
-        months.append(at)
-        at = (at + timedelta(days=32)).replace(day=1)
-    return months[-24:]
-
-
-def _list_days(year: int, month: int, first: date, last: date) -> list[date]:
-    start = date(year, month, 1)
-    end = (start + timedelta(days=32)).replace(day=1)
-    days = (start + timedelta(days=number) for number in range((end - start).days))
-    return [day for day in days if first <= day <= last]
-
-
-def _to_number(value: Any) -> int:
-    value = value[-1] if isinstance(value, list) and value else value
-    return int(value) if str(value).isdigit() else 0

@@ -8,10 +8,12 @@ Source: RFC 6376; RFC 8058 section 4 (both headers of one-click unsubscribe must
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from connect_mailer.conf import DKIMOptions
 from connect_mailer.exceptions import ConfigurationError, InvalidMessage
+
+if TYPE_CHECKING:
+    from connect_mailer.options import DKIMOptions
 
 _ALWAYS_SIGNED: Final = ("List-Unsubscribe", "List-Unsubscribe-Post")
 

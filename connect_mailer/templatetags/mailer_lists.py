@@ -18,7 +18,7 @@ register = template.Library()
 def mailer_date_hierarchy(cl: Any) -> dict[str, Any]:
     """The links of ``date_hierarchy``, made without a look through the table."""
     # Tags are imported on sites without Django's admin, too.
-    from connect_mailer.admin.lists import make_hierarchy
+    from connect_mailer.admin.change_list import make_hierarchy
 
     return make_hierarchy(cl) or {"show": False}
 
