@@ -265,7 +265,7 @@ def _make_drain(
     rate = account_rate.get(transport if isinstance(transport, SESClient) else None)
     return Drain(
         transport=transport,
-        limiter=None if rate is None else _get_limiter(using),
+        limiter=None if rate is None else get_limiter(using),
         rate=rate,
         using=using,
         lease=lease,
@@ -277,7 +277,7 @@ def _make_drain(
 _limiters: dict[tuple[Any, ...], Limiter] = {}
 
 
-def _get_limiter(using: str) -> Limiter:
+def get_limiter(using: str) -> Limiter:
     """The limiter of this process for the settings in force: it remembers what it saw."""
     redis = conf.redis
     key = (using, repr(redis))

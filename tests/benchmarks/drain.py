@@ -175,7 +175,7 @@ def make_drain(client: str) -> Callable[[int], Callable[[], int]]:
         # Clients are made, and what they need is imported, by a worker's first drain.
         account_rate = rate.account_rate.get(transport.get_ses_client())
         assert account_rate is not None
-        delivery._get_limiter("default").reserve([1], account_rate)
+        delivery.get_limiter("default").reserve([1], account_rate)
         settle = outbox.settle
 
         def note_time(*args: Any, **kwargs: Any) -> None:

@@ -62,14 +62,14 @@ def main(command: str, *args: str) -> None:
         for _ in range(int(args[0])):
             deliver.delay()
     elif command == "drain":
-        from connect_mailer.sending.delivery import Drain, _get_limiter
+        from connect_mailer.sending.delivery import Drain, get_limiter
         from connect_mailer.sending.rate import account_rate
         from connect_mailer.sending.transport import get_ses_client
 
         client = get_ses_client()
         drain = Drain(
             transport=client,
-            limiter=_get_limiter("default"),
+            limiter=get_limiter("default"),
             rate=account_rate.get(client),
             using="default",
         )
