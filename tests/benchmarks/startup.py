@@ -2,7 +2,8 @@
 
 Beside Django with Celery, which a site of this app has anyway. Each start is a process of its
 own; rounds are interleaved. The first mail is that of a process that queues or sends: its backend
-is imported.
+is imported. ``its tables alone`` is the floor: an app that has this one's tables (fields, indexes
+and constraints) and as many plain pages in the admin, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 from tests.benchmarks._site import say
 
 ROUNDS = 15
+OURS = ["connect_mailer", "connect_mailer.bouncy"]
+FLOOR = "connect_mailer_bare"
 APPS = {
     "Django + Celery": [],
-    "connect_mailer": ["connect_mailer", "connect_mailer.bouncy"],
+    "its tables alone": [FLOOR],
+    "connect_mailer": OURS,
     "django-ses": ["django_ses"],
     "django-anymail": ["anymail"],
     "django-post-office": ["post_office"],
@@ -34,9 +39,10 @@ BACKENDS = {
     "django-mailer": "mailer.backend",
 }
 
-CACHE = tempfile.TemporaryDirectory()
+TEMPORARY = tempfile.TemporaryDirectory()
+FOLDER = Path(TEMPORARY.name)
 
-SETUP = """
+CONFIGURE = """
 import importlib, json, resource, sys, time
 started, cpu_started = time.perf_counter(), time.process_time()
 import celery, django
@@ -50,7 +56,9 @@ settings.configure(
     USE_TZ=True,
 )
 django.setup()
+"""
 
+SETUP = f"""{CONFIGURE}
 def look():
     with open("/proc/self/statm") as statm:
         pages = int(statm.read().split()[1])
@@ -64,10 +72,63 @@ has_boto3 = "boto3" in sys.modules or "botocore" in sys.modules
 print(json.dumps([*at_start, *look(), has_boto3]))
 """
 
+# Writes the floor, as Django writes migrations.
+WRITE_FLOOR = f"""{CONFIGURE}
+from pathlib import Path
+from django.apps import apps
+from django.contrib import admin
+from django.db import models
+from django.db.migrations.serializer import serializer_factory
+
+folder = Path(sys.argv[2])
+imports, lines, registered = {{"from django.db import models"}}, [], []
+
+def write(value):
+    text, needs = serializer_factory(value).serialize()
+    imports.update(needs)
+    return text
+
+labels = ("connect_mailer", "django_bouncy")
+for model in (one for label in labels for one in apps.get_app_config(label).get_models()):
+    options = model._meta
+    if options.proxy:
+        base = options.proxy_for_model.__name__
+        lines += [f"class {{model.__name__}}({{base}}):", "    class Meta:", "        proxy = True"]
+    else:
+        lines.append(f"class {{model.__name__}}(models.Model):")
+        for field in options.local_fields:
+            text = write(field)
+            if "connect_mailer.models.AddressField" in text:
+                text = text.replace("connect_mailer.models.AddressField", "models.CharField")
+            lines.append(f"    {{field.name}} = {{text}}")
+        lines += [
+            "    class Meta:",
+            f"        indexes = {{write(options.indexes)}}",
+            f"        constraints = {{write(options.constraints)}}",
+        ]
+    if admin.site.is_registered(model):
+        registered.append(model.__name__)
+source = "\\n".join([*sorted(one for one in imports if "connect_mailer" not in one), *lines])
+for label in labels:
+    source = source.replace(f"'{{label}}.", f"'{{folder.name}}.")
+folder.mkdir()
+(folder / "__init__.py").write_text("")
+(folder / "models.py").write_text(source)
+(folder / "admin.py").write_text(
+    f"from django.contrib import admin\\nfrom {{folder.name}} import models\\n"
+    + "\\n".join(
+        f"@admin.register(models.{{name}})\\nclass {{name}}Admin(admin.ModelAdmin):\\n    pass"
+        for name in registered
+    )
+)
+"""
+
 
 def main() -> None:
     """Print the table."""
     taken: dict[str, list[list[float]]] = {}
+    _run(WRITE_FLOOR, OURS, str(FOLDER / FLOOR))
+    sys.path.append(str(FOLDER))
     present = {name: apps for name, apps in APPS.items() if all(find_spec(app) for app in apps[:1])}
     for apps in present.values():
         _start(apps, "")
@@ -99,12 +160,21 @@ def main() -> None:
 
 
 def _start(apps: list[str], backend: str) -> list[float]:
-    done = subprocess.run(
-        [sys.executable, "-c", SETUP, json.dumps(apps), backend],
+    return list(json.loads(_run(SETUP, apps, backend)))
+
+
+def _run(program: str, apps: list[str], argument: str) -> str:
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(FOLDER)]))
+    return subprocess.run(
+        [sys.executable, "-c", program, json.dumps(apps), argument],
         # With bytecode at hand, as an installed package has it.
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": CACHE.name},
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(FOLDER / "bytecode"),
+            "PYTHONPATH": path,
+        },
         capture_output=True,
         text=True,
         check=True,
-    )
-    return list(json.loads(done.stdout))
+    ).stdout
