@@ -32,6 +32,8 @@ class _StandIn(NamedTuple):
     published_first: bool = True
     # Whether code that uses it is told what to use instead.
     is_deprecated: bool = True
+    # A function, called once the published module is there.
+    then: str = ""
 
 
 _STAND_INS: Final = {
@@ -42,6 +44,8 @@ _STAND_INS: Final = {
         },
         is_deprecated=False,
     ),
+    # As published, and then mended: most processes never ask for migrations.
+    "django_bouncy.migrations": _StandIn(links={}, then="connect_mailer.bouncy.migrated.mend"),
     # Never the published ones: they can't verify what SNS signs today.
     "django_bouncy.urls": _StandIn(
         links={"urlpatterns": "connect_mailer.bouncy.urls.urlpatterns"}, published_first=False
@@ -95,6 +99,7 @@ class _Loader(Loader):
     def __init__(self, stand_in: _StandIn, *, published: Loader | None) -> None:
         self._links = stand_in.links
         self._is_deprecated = stand_in.is_deprecated
+        self._then = stand_in.then
         self._published = published
 
     def exec_module(self, module: ModuleType) -> None:
@@ -104,6 +109,8 @@ class _Loader(Loader):
             except _OUTDATED as error:
                 logger.debug("%s does not import, using ours: %s", module.__name__, error)
             else:
+                if self._then:
+                    import_string(self._then)()
                 return
 
         def follow(name: str) -> Any:

@@ -5,13 +5,8 @@
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
-
 from django.apps import AppConfig
-from django.db import migrations, models
+from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from connect_mailer import legacy
@@ -21,7 +16,8 @@ legacy.register()
 
 
 class BouncyConfig(AppConfig):
-    """The app ``django_bouncy``. What its last release lacks is made up for in ``ready()``."""
+    """The app ``django_bouncy``. What its last release lacks is made up for in ``ready()``, and of
+    its migrations in ``migrated``."""
 
     name = "django_bouncy"
     label = "django_bouncy"
@@ -34,18 +30,3 @@ class BouncyConfig(AppConfig):
             # Python 2's name of it is all that they have.
             if model.__str__ is models.Model.__str__ and hasattr(model, "__unicode__"):
                 model.__str__ = model.__unicode__  # type: ignore[method-assign]
-        for field in _migrated_fields():
-            # Bytes, for they were written by Python 2: makemigrations would see a change.
-            if isinstance(field.verbose_name, bytes):
-                field.verbose_name = field.verbose_name.decode()
-                field._verbose_name = field.verbose_name  # noqa: SLF001 (what migrations compare)
-
-
-def _migrated_fields() -> Iterator[models.Field[Any, Any]]:
-    package = import_module("django_bouncy.migrations")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        for operation in import_module(module.name).Migration.operations:
-            if isinstance(operation, migrations.CreateModel):
-                yield from (field for _name, field in operation.fields)
-            elif isinstance(operation, migrations.AddField | migrations.AlterField):
-                yield operation.field
