@@ -25,7 +25,6 @@ from celery import shared_task
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.db import Error, IntegrityError, transaction
 
-from connect_mailer.addresses import normalise
 from connect_mailer.exceptions import InvalidAddress, MessagesRefused
 from connect_mailer.models import NotificationReceipt
 
@@ -125,6 +124,8 @@ def _read_mime(from_email: str, recipients: Sequence[str], text: str) -> EmailMe
 
 
 def _normalise(address: str) -> str:
+    from connect_mailer.addresses import normalise
+
     try:
         return normalise(address)
     except InvalidAddress:

@@ -17,7 +17,7 @@ from django.db.models.functions import Lower
 from django.dispatch import Signal
 from django.utils.translation import gettext_lazy as _
 
-from connect_mailer import addresses, signals
+from connect_mailer import signals
 from connect_mailer.exceptions import InvalidAddress
 from connect_mailer.statements import Statement, mark
 
@@ -38,6 +38,13 @@ else:
     CharField = models.CharField
 
 
+def _normalise(address: object) -> str:
+    # Loaded with the first address: each process of a site imports the tables at its start.
+    from connect_mailer.addresses import normalise
+
+    return normalise(address)
+
+
 class AddressField(CharField):
     """An address, stored in the form in which addresses are compared (``addresses``)."""
 
@@ -47,12 +54,12 @@ class AddressField(CharField):
 
     def clean(self, value: Any, model_instance: models.Model | None) -> str:
         try:
-            return addresses.normalise(super().clean(value, model_instance))
+            return _normalise(super().clean(value, model_instance))
         except InvalidAddress as error:
             raise ValidationError(str(error), code="invalid") from error
 
     def pre_save(self, model_instance: models.Model, add: bool) -> str:
-        value = addresses.normalise(getattr(model_instance, self.attname))
+        value = _normalise(getattr(model_instance, self.attname))
         setattr(model_instance, self.attname, value)
         return value
 
@@ -70,7 +77,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         Raises:
             InvalidAddress: ``address`` is none.
         """
-        return self.filter(address=addresses.normalise(address)).exists()
+        return self.filter(address=_normalise(address)).exists()
 
     def suppress(
         self, address: str, source: str, mailing_list: str = "", **fields: Any
@@ -83,7 +90,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         Raises:
             InvalidAddress: ``address`` is none.
         """
-        key = addresses.normalise(address)
+        key = _normalise(address)
         return self.get_or_create(
             address=key,
             source=source,
@@ -138,7 +145,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         Raises:
             InvalidAddress: ``address`` is none.
         """
-        key = addresses.normalise(address)
+        key = _normalise(address)
         using = router.db_for_write(self.model)
         row = self.model(
             address=key,
@@ -183,7 +190,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         using = router.db_for_write(self.model)
         rows = list(
             self.using(using).filter(
-                address=addresses.normalise(address), source=self.model.Source.USER, **which
+                address=_normalise(address), source=self.model.Source.USER, **which
             )
         )
         if rows:
@@ -663,7 +670,7 @@ def read_user_ids(rows: Iterable[tuple[Any, str]]) -> dict[str, Any]:
     for pk, email in rows:
         try:
             # The database folds more than ASCII letters: compare as addresses are compared.
-            found[addresses.normalise(email)] = pk
+            found[_normalise(email)] = pk
         except InvalidAddress:
             continue
     return found

@@ -14,7 +14,7 @@ OF_OTHERS = {"boto3", "botocore", "cryptography", "redis", "requests", "urllib3"
 AT_START = {
     f"connect_mailer.{name}"
     for name in (
-        *("addresses", "apps", "checks", "clock", "conf", "exceptions", "legacy", "legacy_tasks"),
+        *("apps", "checks", "clock", "conf", "exceptions", "legacy", "legacy_tasks"),
         *("models", "signals", "statements", "tasks"),
         *("admin", "admin.health", "admin.lists", "admin.messages", "admin.parts"),
         "admin.unsubscribes",

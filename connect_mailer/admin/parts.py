@@ -7,7 +7,6 @@ from datetime import datetime
 from django.utils.html import format_html
 from django.utils.timezone import is_aware, localtime
 
-from connect_mailer import addresses
 from connect_mailer.exceptions import InvalidAddress
 
 
@@ -18,8 +17,10 @@ def make_badge(status: str, label: str) -> str:
 
 def find_key(text: str) -> str | None:
     """What an address, however it is written, is stored as; ``None``: it is none."""
+    from connect_mailer.addresses import normalise
+
     try:
-        return addresses.normalise(text)
+        return normalise(text)
     except InvalidAddress:
         return None
 

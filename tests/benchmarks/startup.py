@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.benchmarks._site import say
 
-ROUNDS = 15
+ROUNDS = 25
 OURS = ["connect_mailer", "connect_mailer.bouncy"]
 FLOOR = "connect_mailer_bare"
 APPS = {
