@@ -117,8 +117,7 @@ def store_unless_suppressed(frozen: Frozen, *, using: str) -> bool:
         is_stored = bulk.insert_message(
             {
                 **values,
-                "turn": values["due_at"],
-                "lane": None if draft.options.send_after else values["rank"],
+                **_find_place(values),
                 "size": len(frozen.mime or b""),
                 "cost": len(draft.recipients),
             },
@@ -174,32 +173,36 @@ def _make_rows(
         draft = frozen.draft
         left_out = [recipient for recipient in draft.recipients if recipient.reason]
         if frozen.mime is None:
-            row = _make_row(draft, now, status=Status.SUPPRESSED, finished_at=now)
+            row = OutgoingMessage(
+                **_describe(draft, now), status=Status.SUPPRESSED, finished_at=now
+            )
             rows.append((row, left_out))
             continue
         content = OutgoingContent(mime=frozen.mime)
         contents.append(content)
         kept = draft.kept
-        send_after = draft.options.send_after
         for start in range(0, len(kept), MAX_RECIPIENTS):
             part = kept[start : start + MAX_RECIPIENTS]
-            turn = send_after or now
-            row = _make_row(
-                draft,
-                now,
+            values = _describe(draft, now)
+            row = OutgoingMessage(
+                **values,
+                **_find_place(values, place),
                 content=content,
                 size=len(frozen.mime),
                 cost=len(part),
-                turn=turn + timedelta(seconds=place * TURN_SECONDS) if place else turn,
             )
-            row.lane = None if send_after else row.rank
             place += 1
             rows.append((row, part if start else [*part, *left_out]))
     return contents, rows
 
 
-def _make_row(draft: Draft, now: Any, **fields: Any) -> OutgoingMessage:
-    return OutgoingMessage(**_describe(draft, now), **fields)
+def _find_place(values: Mapping[str, Any], place: int = 0) -> dict[str, Any]:
+    """Where a row that is queued stands in line: the one after so many of its batch."""
+    turn = values["due_at"]
+    return {
+        "lane": None if values["send_after"] else values["rank"],
+        "turn": turn + timedelta(seconds=place * TURN_SECONDS) if place else turn,
+    }
 
 
 def _describe(draft: Draft, now: Any) -> dict[str, Any]:
