@@ -42,6 +42,12 @@ def _get_counters() -> Any:
     return counters
 
 
+def prepare() -> None:
+    """Import what there is, before anything that may not be late."""
+    _get_counters()
+    _import_tracing()
+
+
 def has_metrics() -> bool:
     """Whether it is worth counting."""
     return _get_counters() is not None

@@ -78,7 +78,8 @@ OUTAGE_SECONDS = 1.0
 
 # A call that starts this late (a busy machine) is caught up with; later, and what follows
 # shifts. Far less than the strictest accounts allow: a burst of so many seconds, of which one
-# recipient is a part.
+# recipient is a part. With a backlog the account is never idle, so what one call was late is what
+# all after it are early, for good.
 LATE_SECONDS = 0.015
 BURST_SECONDS = 0.1
 
@@ -91,7 +92,8 @@ REFILL_SECONDS = AHEAD_SECONDS / 2
 HAND_OVER_SECONDS = 0.03
 
 # A wide row takes all at once of what the account allows, so a call before it that is late
-# would be one too many: it is sent this much into its slot.
+# would be one too many: it is sent this much into its slot. Others are by as much as one recipient
+# takes: the difference is what follows a wide row too early, which the burst has to allow.
 STRAGGLER_SECONDS = 0.05
 
 # Rows that a drain holds, in units of its threads: so many that these have enough to do while the
@@ -133,15 +135,24 @@ class Slot:
         return self.envelope.sender
 
     @property
+    def interval_seconds(self) -> float:
+        """Of one recipient."""
+        return self.width_seconds / len(self.envelope.recipients)
+
+    @property
     def grace_seconds(self) -> float:
         """How late it may start without a shift of what follows."""
-        interval_seconds = self.width_seconds / len(self.envelope.recipients)
-        return max(min(LATE_SECONDS, (BURST_SECONDS - interval_seconds) / 4), 0.0)
+        return _find_grace(self.interval_seconds)
 
     @property
     def delay_seconds(self) -> float:
         """From the start of the slot to the call."""
-        return STRAGGLER_SECONDS if self.width_seconds > AHEAD_SECONDS else 0.0
+        is_wide = self.width_seconds > AHEAD_SECONDS
+        return STRAGGLER_SECONDS if is_wide else min(self.interval_seconds, STRAGGLER_SECONDS)
+
+
+def _find_grace(interval_seconds: float) -> float:
+    return max(min(LATE_SECONDS, (BURST_SECONDS - interval_seconds) / 4), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +355,8 @@ class Drain:
         self._paused: frozenset[str] | None = None  # streams, as of the last beat
         self._stop = threading.Event()
         self._turns = threading.Lock()
-        self._late_seconds = 0.0  # by which calls were late, and the limiter doesn't know it
+        self._late_seconds = 0.0  # by which calls were late, all together
+        self._told_seconds = 0.0  # and what of it the limiter knows
         self._gives_back = threading.Event()
         self._is_ending = False
         self.sent = 0
@@ -357,6 +369,7 @@ class Drain:
             # Heroku stops every process of a dyno by SIGTERM, prefork children too.
             on_signals(self._stop.set, signal.SIGTERM),
         ):
+            telemetry.prepare()
             try:
                 self._run_until_over()
             except BaseException:
@@ -397,8 +410,11 @@ class Drain:
         if now >= self._beat_at:
             self._guard(self._beat)
         self._dispatch(now)
-        if self._late_seconds and self._limiter:
-            self._put_off(self._limiter)
+        late_seconds = self._late_seconds - self._told_seconds
+        if late_seconds and self._limiter:
+            # They took time from what comes next: that nobody else gets it.
+            self._tell_limiter(partial(self._limiter.put_off, late_seconds))
+            self._told_seconds += late_seconds
         if not self._is_ending and now >= self._look_at and self._count_free():
             self._guard(self._look)
         # One pass waits for nothing but answers.
@@ -483,7 +499,10 @@ class Drain:
         if not reservation.granted:
             self._postpone_look(now, reservation.wait_seconds)
             return
-        now = self._clock()
+        asked_at, now = now, self._clock()
+        if self._limiter and now - asked_at > _find_grace(reservation.interval_seconds):
+            # It counts from when it decided, which may be as long ago: so much later all begins.
+            self._tell_limiter(partial(self._limiter.put_off, now - asked_at))
         if self._limiter and reservation.granted < sum(costs):
             granted_seconds = reservation.granted * reservation.interval_seconds
             self._look_at = now + reservation.wait_seconds + granted_seconds - REFILL_SECONDS
@@ -534,12 +553,6 @@ class Drain:
         outages.end("limiter")
         telemetry.note_wait(reservation.wait_seconds)
         return reservation
-
-    def _put_off(self, limiter: Limiter) -> None:
-        """Late calls took time from what comes next: that nobody else gets it."""
-        with self._turns:
-            seconds, self._late_seconds = self._late_seconds, 0.0
-        self._tell_limiter(partial(limiter.put_off, seconds))
 
     def _tell_limiter(self, tell: Callable[[], None]) -> None:
         try:
@@ -729,15 +742,15 @@ class Drain:
 
     def _await_turn(self, slot: Slot) -> None:
         """What is late shifts what follows, so that slots never bunch."""
-        with self._turns:
-            now = self._clock()
+        with self._turns:  # while it waits as well: who wakes up late is late
             turn_at = self._find_call_time(slot)
-            late_seconds = max(now - slot.grace_seconds - turn_at, 0.0)
+            seconds = turn_at - self._clock()
+            if self._gives_back.wait(seconds) if seconds > 0 else self._gives_back.is_set():
+                raise NotStarted
+            late_seconds = max(self._clock() - slot.grace_seconds - turn_at, 0.0)
             if self._in_flight < self._concurrency:  # or SES gets less than it allows anyway
                 self._late_seconds += late_seconds
             self._clear_at = turn_at + late_seconds - slot.delay_seconds + slot.width_seconds
-        if self._gives_back.wait(turn_at - now) if turn_at > now else self._gives_back.is_set():
-            raise NotStarted
 
     def _work(self) -> None:
         """In a thread of its own: calls, and nothing of the database."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ from connect_mailer.models import (
     Unsubscribe,
 )
 from connect_mailer.sending import delivery, leases, outbox
-from connect_mailer.sending.delivery import Drain, DrainLease
+from connect_mailer.sending.delivery import Drain, DrainLease, Slot
 from connect_mailer.sending.limiter import RedisLimiter, Reservation
 from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.ses import Envelope
@@ -107,6 +109,25 @@ class StubLimiter:
 
 def grant(tokens: int) -> Reservation:
     return Reservation(granted=tokens, wait_seconds=0, interval_seconds=0.001)
+
+
+def make_slot(cost: int, starts_at: float, interval_seconds: float) -> Slot:
+    return Slot(
+        pk=1,
+        claim=uuid.uuid4(),
+        stream="default",
+        attempts=1,
+        envelope=Envelope(
+            sender="site@example.com",
+            recipients=tuple(f"u{n}@example.org" for n in range(cost)),
+            mime=b"From: site@example.com\r\n\r\nBody",
+            tags={},
+            topic=None,
+        ),
+        starts_at=starts_at,
+        width_seconds=cost * interval_seconds,
+        lease_ends_at=inf,
+    )
 
 
 def test_what_is_queued_arrives(ses: LocalSES) -> None:
@@ -516,6 +537,55 @@ class TestPace:
 
         assert made.sent == 1
         assert limiter.late_seconds > 0.1
+
+    def test_time_that_passed_in_a_wait_nobody_else_gets(self, ses: LocalSES) -> None:
+        """As where the machine is busy, or was suspended, just before the call."""
+        limiter = StubLimiter(Reservation(granted=1, wait_seconds=0.3, interval_seconds=0.001))
+        queue("a@example.org")
+        started = time.monotonic()
+
+        def clock() -> float:
+            passed = time.monotonic() - started
+            return passed if passed < 0.3 else passed + 5
+
+        made = drain(limiter=limiter, rate=1e3, clock=clock)
+
+        assert made.sent == 1
+        assert limiter.late_seconds > 4
+
+    def test_an_answer_of_the_limiter_that_took_long(self, ses: LocalSES) -> None:
+        """Its slots may have begun by its own clock when it is read."""
+
+        class SlowLimiter(StubLimiter):
+            def reserve(self, costs: Any, rate: float) -> Reservation:
+                time.sleep(0.1)
+                return super().reserve(costs, rate)
+
+        limiter = SlowLimiter(Reservation(granted=1, wait_seconds=0.2, interval_seconds=0.001))
+        queue("a@example.org")
+
+        assert drain(limiter=limiter, rate=1e3).sent == 1
+
+        assert limiter.late_seconds >= 0.1
+
+    @pytest.mark.parametrize("recipients", [(1, 1), (5, 5), (1, 50)])
+    @pytest.mark.parametrize("rate", [14.0, 100.0, 500.0])
+    def test_slots_fill_the_rate_of_the_strictest_account(
+        self, ses: LocalSES, rate: float, recipients: tuple[int, int], settings: Any
+    ) -> None:
+        """By virtual time: each call on time, or as late as is caught up with."""
+        rng, interval = random.Random(1), 1 / rate
+        starts_at = now = 1000.0
+        with LocalSES(rate=rate, burst_seconds=0.1, clock=lambda: now) as server:
+            settings.CONNECT_MAILER |= {"SES_ENDPOINT_URL": server.url}
+            transport = get_transport()
+            for _ in range(120):
+                cost = rng.randint(*recipients)
+                slot = make_slot(cost, starts_at, interval)
+                now = starts_at + slot.delay_seconds + rng.choice([0, slot.grace_seconds])
+                transport.send(slot.envelope)  # or raises Throttled
+                starts_at += slot.width_seconds
+            assert server.stats().throttled == 0
 
     def test_a_wait_that_outlasts_the_drain(self, ses: LocalSES) -> None:
         limiter = StubLimiter(Reservation(granted=0, wait_seconds=60, interval_seconds=1))
