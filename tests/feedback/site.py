@@ -1,6 +1,6 @@
 """Many simultaneous deliveries of one notification, on a database in a file.
 
-``python -m tests.feedback.site FILE [DEFERRED|IMMEDIATE]`` prints what came of it as JSON.
+``python -m tests.feedback.site FILE DEFERRED|IMMEDIATE USERS`` (the model of users) prints what came of it as JSON.
 A process of its own, because the test run's SQLite database is in memory, where threads
 wait for each other in another way.
 """
@@ -35,7 +35,7 @@ def deliver(body: str, number: int = DELIVERIES) -> dict[str, int]:
         return dict(Counter(pool.map(post, range(number))))
 
 
-def main(file: str, transaction_mode: str) -> None:
+def main(file: str, transaction_mode: str, users: str) -> None:
     """Make a site on ``file``, deliver to it, print the result."""
     from django.conf import settings
 
@@ -51,6 +51,8 @@ def main(file: str, transaction_mode: str) -> None:
             }
         },
         "ROOT_URLCONF": "tests.feedback.urls",
+        "INSTALLED_APPS": [*base.INSTALLED_APPS, "tests.feedback.people"],
+        "AUTH_USER_MODEL": users,
     }
     from connect_mailer.testing.sns import TOPIC_ARN, SNSSigner, make_bounce
 
@@ -58,18 +60,21 @@ def main(file: str, transaction_mode: str) -> None:
     import django
 
     django.setup()
+    from django.contrib.auth import get_user_model
     from django.core.management import call_command
     from django_bouncy.models import Bounce
 
     from connect_mailer.models import NotificationReceipt, Unsubscribe
 
-    call_command("migrate", verbosity=0)
+    call_command("migrate", run_syncdb=True, verbosity=0)
+    user = get_user_model().objects.create(email="B@example.com")
     signer = SNSSigner.generate()
     signer.trust()
     answers = deliver(signer.notification(make_bounce(["a@example.com", "b@example.com"])))
     rows = [table.objects.count() for table in (NotificationReceipt, Bounce, Unsubscribe)]
-    json.dump({"answers": answers, "rows": rows}, sys.stdout)
+    linked = [row.address for row in Unsubscribe.objects.filter(user=user.pk)]
+    json.dump({"answers": answers, "rows": rows, "linked": linked}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:4])

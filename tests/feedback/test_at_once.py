@@ -25,8 +25,11 @@ from tests.servers import make_environment
 PEOPLE = ["a@example.com", "b@example.com"]
 
 
-@pytest.mark.parametrize("transaction_mode", ["DEFERRED", "IMMEDIATE"])
-def test_on_sqlite(tmp_path, transaction_mode):
+@pytest.mark.parametrize(
+    ("transaction_mode", "users"), [("DEFERRED", "people.Person"), ("IMMEDIATE", "people.Member")]
+)
+def test_on_sqlite(tmp_path, transaction_mode, users):
+    """Also, users are found and linked whose keys are UUIDs."""
     result = subprocess.run(
         [
             sys.executable,
@@ -36,6 +39,7 @@ def test_on_sqlite(tmp_path, transaction_mode):
             "tests.feedback.site",
             str(tmp_path / "db.sqlite3"),
             transaction_mode,
+            users,
         ],
         capture_output=True,
         check=False,
@@ -49,6 +53,7 @@ def test_on_sqlite(tmp_path, transaction_mode):
     assert outcome["answers"]["200"] >= 1
     assert sum(outcome["answers"].values()) == DELIVERIES
     assert outcome["rows"] == [1, 2, 2]
+    assert outcome["linked"] == ["b@example.com"]
 
 
 @pytest.fixture
