@@ -109,13 +109,13 @@ def read(message: object) -> Event | None:
 
 
 def read_destination(message: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return whom the mail was sent to, normalised; what is no address stays as it is."""
+    """Return whom the mail was sent to, normalised; what is no address stays as a text."""
     mail = message.get("mail")
     listed = mail.get("destination") if isinstance(mail, Mapping) else None
     if not isinstance(listed, list):
         return ()
     texts = (text for text in listed if isinstance(text, str))
-    return tuple(dict.fromkeys(read_address(text) or text for text in texts))
+    return tuple(dict.fromkeys(read_address(text) or read_text(text) or "" for text in texts))
 
 
 def find_addressee(reported: str, destination: Iterable[str]) -> str | None:

@@ -296,7 +296,12 @@ MUTANTS = [
             "            continue\n        yield",
             "            return\n        yield",
         ),
-        ("destination normalised", "read_address(text) or text for", "text for"),
+        ("destination as a text", 'or read_text(text) or ""', "or text"),
+        (
+            "destination normalised",
+            "read_address(text) or read_text(text) or",
+            "read_text(text) or",
+        ),
     ),
     *make_mutants(
         "receivers.py",

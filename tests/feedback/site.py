@@ -1,6 +1,7 @@
 """Many simultaneous deliveries of one notification, on a database in a file.
 
-``python -m tests.feedback.site FILE DEFERRED|IMMEDIATE USERS`` (the model of users) prints what came of it as JSON.
+``python -m tests.feedback.site FILE DEFERRED|IMMEDIATE USERS`` prints what came of it as JSON,
+on a site whose users are of that model.
 A process of its own, because the test run's SQLite database is in memory, where threads
 wait for each other in another way.
 """
