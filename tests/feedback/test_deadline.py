@@ -127,7 +127,12 @@ def test_a_cache_and_a_server_that_hang_together_are_waited_for_once(
     assert not NotificationReceipt.objects.exists()
 
 
-def test_a_confirmation_gets_the_time_that_is_left(post, signer, settings, monkeypatch):
+@pytest.mark.parametrize(
+    ("left", "given"), [(3.0, 3.0), (ANSWER_SECONDS, sns.DOWNLOAD_SECONDS)], ids=["late", "early"]
+)
+def test_a_confirmation_gets_the_time_that_is_left(
+    post, signer, settings, monkeypatch, left, given
+):
     settings.BOUNCY_AUTO_SUBSCRIBE = True
     waits = []
 
@@ -136,9 +141,9 @@ def test_a_confirmation_gets_the_time_that_is_left(post, signer, settings, monke
         return b""
 
     monkeypatch.setattr(sns, "fetch", fetch)
-    monkeypatch.setattr(webhook, "Deadline", partial(Deadline, 3.0, clock=Clock()))
+    monkeypatch.setattr(webhook, "Deadline", partial(Deadline, left, clock=Clock()))
     assert post(signer.subscription_confirmation()).status_code == 200
-    assert waits == [3.0]
+    assert waits == [given]
 
 
 def test_the_database_gets_the_time_that_is_left(post, signer, told, monkeypatch):

@@ -404,7 +404,10 @@ def test_few_statements_where_nobody_listens(signer, make, number, is_ours):
         assert len(statements) == asked + opt_outs + (3 if is_ours else 0)
 
 
-def test_a_site_that_disconnects_the_receiver_suppresses_nobody(post, signer):
+@pytest.mark.parametrize("is_told", [True, False], ids=["a site is told", "nobody is told"])
+def test_a_site_that_disconnects_the_receiver_suppresses_nobody(post, signer, connected, is_told):
+    if is_told:
+        connected(signals.notification, lambda **kwargs: None)
     signals.feedback.disconnect(dispatch_uid=receivers.DISPATCH_UID)
     try:
         assert post(signer.notification(make_bounce(["a@example.com"]))).status_code == 200
