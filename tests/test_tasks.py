@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend
-from connect_mailer.models import NotificationReceipt, OutgoingContent, OutgoingMessage
+from connect_mailer.models import Lease, NotificationReceipt, OutgoingContent, OutgoingMessage
 from connect_mailer.sending import leases, outbox
 from connect_mailer.sending.wakeups import REMEMBER_SECONDS
 from tests.servers import make_environment
@@ -156,6 +156,26 @@ leases.release("wake", using="default")  # as a drain does
 wake()
 print("queued")
 """
+
+
+class TestDeliver:
+    def test_many_times_over_costs_a_few_look_ups_each(
+        self,
+        published: list[Any],
+        monkeypatch: pytest.MonkeyPatch,
+        django_assert_num_queries: Any,
+    ) -> None:
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        before = list(Lease.objects.values())
+        for _ in range(3):
+            # That it has looked; then twice whether a stream is paused, whether anything is in
+            # line, and whether anything whose time or lease has ended waits for that.
+            with django_assert_num_queries(1 + 2 * (1 + 1 + 2)) as asked:
+                tasks.deliver()
+            verbs = [query["sql"].split()[0] for query in asked.captured_queries]
+            assert verbs == ["UPDATE", *["SELECT"] * 8]
+        assert list(Lease.objects.values()) == before
+        assert published == []
 
 
 class TestEager:

@@ -49,7 +49,7 @@ from connect_mailer.models import (
 from connect_mailer.sending import at_once, bulk
 from connect_mailer.sending.envelope import Draft, Recipient
 from connect_mailer.tallies import SIMULATOR_DOMAIN, count, tell_metrics
-from connect_mailer.transactions import single_statement
+from connect_mailer.transactions import again_at_deadlock, single_statement
 
 _M = TypeVar("_M", bound=Model)
 
@@ -331,6 +331,7 @@ def find_wait(within_seconds: float, *, using: str) -> float | None:
     return min((wait.total_seconds() for wait in waits), default=None)
 
 
+@again_at_deadlock
 def line_up(*, using: str) -> bool:
     """Let rows whose time has come into the line: scheduled, to be retried, of ended leases.
 
@@ -385,6 +386,7 @@ class Claimed(NamedTuple):
 _CLAIMED = ("id", *Claimed._fields[1:-1])
 
 
+@again_at_deadlock
 def claim(
     *,
     tokens: int,
@@ -518,6 +520,7 @@ class Ended(Result):
     error: str
 
 
+@again_at_deadlock
 def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
     """Write down what became of claimed rows, in a few statements for all of them.
 

@@ -197,8 +197,8 @@ def test_queries_for_a_batch_do_not_grow_with_it(
         )
     assert len(claimed) == rows
     results = [outbox.Sent.of(row, ses_message_id=f"id-{row.pk}") for row in claimed]
-    # messages, recipients, contents (which, forget, delete), the tally, in a savepoint
-    with django_assert_num_queries(3 if at_once else 8):
+    # messages, recipients, contents (which, forget, whose, delete), the tally, in a savepoint
+    with django_assert_num_queries(3 if at_once else 9):
         outbox.settle(results, keep_bodies=False, using="default")
     assert set(OutgoingMessage.objects.values_list("ses_message_id", flat=True)) == {
         result.ses_message_id for result in results

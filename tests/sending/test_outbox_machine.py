@@ -98,7 +98,12 @@ class Outbox(RuleBasedStateMachine):
     def begin(self, kinds: list[str], event: str | None) -> None:
         """Something has become of some rows, and a drain holds others: what follows is rarer."""
         self.queue(number=4, recipients=1, priority=5, stream="default", is_later=False)
-        self.claim(slots=100, tokens=1000, paused=None)
+        self.queue(number=1, recipients=1, priority=0, stream="default", is_later=False)
+        # What is paused, the most important one, no more than is paid for: each time, as chance
+        # finds these too seldom.
+        self.claim(slots=100, tokens=1000, paused="default")
+        self.claim(slots=1, tokens=1000, paused=None)
+        self.claim(slots=100, tokens=3, paused=None)
         if event:  # before the answer has been written down
             self.hear_event_of(self.held[0].pk, event)
         self.settle_as(list(zip(self.held, kinds, strict=False)), keeps=False)

@@ -208,6 +208,6 @@ def test_a_claim_and_its_results_are_a_few_statements(django_assert_num_queries:
         rows = claim(30)
     assert len(rows) == 30
     results = [outbox.Sent.of(row, ses_message_id=f"id-{row.pk}") for row in rows]
-    # Savepoint, rows, recipients, which bodies, rows, bodies, the tally, release.
-    with django_assert_num_queries(3 if at_once else 8):
+    # Savepoint, rows, recipients, which bodies, rows, whose they are, bodies, the tally, release.
+    with django_assert_num_queries(3 if at_once else 9):
         outbox.settle(results, keep_bodies=False, using="default")

@@ -3,8 +3,8 @@
 ``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``send N`` (with
 it; says how many seconds it took), ``send N BYTES`` (of noise, each), ``send_each N`` (one by
 one), ``reset`` (one of the transactional stream), ``roll_back N``; ``deliver N`` (asks for so many
-drains); ``drain``; ``serve`` (the webhook, until it is ended); ``look PATH`` (prints a page of the
-admin).
+drains); ``drain``, ``drain N`` (so many at once, in threads); ``serve`` (the webhook, until it is
+ended); ``look PATH`` (prints a page of the admin).
 """
 
 from __future__ import annotations
@@ -62,18 +62,7 @@ def main(command: str, *args: str) -> None:
         for _ in range(int(args[0])):
             deliver.delay()
     elif command == "drain":
-        from connect_mailer.sending.delivery import Drain, get_limiter
-        from connect_mailer.sending.rate import account_rate
-        from connect_mailer.sending.transport import get_ses_client
-
-        client = get_ses_client()
-        drain = Drain(
-            transport=client,
-            limiter=get_limiter("default"),
-            rate=account_rate.get(client),
-            using="default",
-        )
-        sys.stdout.write(f"{drain.run()}\n")
+        drain(*map(int, args))
     elif command == "serve":
         serve()
     elif command == "look":
@@ -91,6 +80,34 @@ def send(number: int, size: int = 3) -> None:
             for n in range(number)
         ]
     )
+
+
+def drain(number: int = 1) -> None:
+    """Run so many drains; the last line says how many rows these sent."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from django.db import connections
+
+    from connect_mailer.sending.delivery import Drain, get_limiter
+    from connect_mailer.sending.rate import account_rate
+    from connect_mailer.sending.transport import get_ses_client
+
+    client = get_ses_client()
+    rate = account_rate.get(client)
+
+    def run(_: int = 0) -> int:
+        limiter = get_limiter("default")
+        try:
+            return Drain(transport=client, limiter=limiter, rate=rate, using="default").run()
+        finally:
+            connections.close_all()  # those of this thread
+
+    if number == 1:  # in the main thread, which hears signals
+        sent = run()
+    else:
+        with ThreadPoolExecutor(number) as pool:
+            sent = sum(pool.map(run, range(number)))
+    sys.stdout.write(f"{sent}\n")
 
 
 def serve() -> None:

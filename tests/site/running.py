@@ -175,6 +175,36 @@ class SQLiteSite(Site):
             return connection.execute(sql).fetchall()
 
 
+class MySQLSite(Site):
+    """The same on MariaDB or MySQL."""
+
+    def _make(self) -> None:
+        self.env["SITE_SETTINGS"] = "import pymysql; pymysql.install_as_MySQLdb()"
+        self._ask_server(f"CREATE DATABASE {self.name} CHARACTER SET utf8mb4")
+        self.run("migrate")
+
+    def _drop(self) -> None:
+        self._ask_server(f"DROP DATABASE {self.name}")
+
+    def ask(self, sql: str, database: str = "") -> list[Any]:
+        import pymysql
+
+        connection = pymysql.connect(
+            host=self.server["HOST"],
+            port=int(self.server["PORT"] or 3306),
+            user=self.server["USER"],
+            password=self.server["PASSWORD"],
+            database=database or self.name,
+            autocommit=True,
+        )
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall())
+
+    def _ask_server(self, sql: str) -> None:
+        self.ask(sql, database="information_schema")
+
+
 def make_sqlite(pragma: str = "", *, timeout: int = 20) -> dict[str, Any]:
     """Django settings of SQLite as the documentation has them."""
     init = f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {pragma}"
