@@ -362,7 +362,13 @@ MUTANTS = [
         ("found by tag", 'names["uuid"] = field', "_ = field"),
         ("found by id", 'names["ses_message_id"] = event.ses_message_id', "pass"),
         ("the tag names the row", '(str(row[1]).replace("-", "") != tag, row[0])', "row[0]"),
-        ("no id is not the same id", "    if event.ses_message_id:\n", "    if True:\n"),
+        (
+            "no id is not the same id",
+            "    if event.ses_message_id:\n",
+            "    if True:\n",
+            " AND NOT (m.{column} = '')",
+            "",
+        ),
         (
             "id kept",
             "message.ses_message_id = message.ses_message_id or",

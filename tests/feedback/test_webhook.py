@@ -807,6 +807,24 @@ def test_an_event_before_the_drains_own_settle(
     assert seen == [row]
 
 
+def test_the_tag_names_the_row_where_the_id_is_of_another(post, signer):
+    other, row = (
+        make_message("a@example.com", status="sent", ses_message_id=SES_MESSAGE_ID) for _ in "ab"
+    )
+    mail = make_mail(["a@example.com"], tag=row.uuid)
+    post(signer.notification(make_bounce(["a@example.com"], mail=mail)))
+    assert statuses(row) == {"a@example.com": "bounced"}
+    assert statuses(other) == {"a@example.com": "queued"}
+
+
+def test_an_event_without_an_id_is_about_no_row_without_one(post, signer):
+    rows = [make_message("a@example.com", status="sending") for _ in "ab"]
+    for tag in (uuid.uuid4(), rows[1].uuid):
+        mail = make_mail(["a@example.com"], ses_message_id="", tag=tag)
+        post(signer.notification(make_bounce(["a@example.com"], mail=mail)))
+    assert [statuses(row)["a@example.com"] for row in rows] == ["queued", "bounced"]
+
+
 def test_the_body_is_kept_where_the_site_keeps_it_or_another_row_needs_it(post, signer, settings):
     content = OutgoingContent.objects.create(mime=b"x")
     first, second = (make_message(f"{n}@example.com", content=content) for n in "ab")
