@@ -57,7 +57,7 @@ class DatabaseLimiter:
                 row.bucket, row.hint, now_us=row.now_us, costs=costs, interval_ns=interval_ns
             )
         self._memory.learn_grant(costs, grant)
-        return grant.to_reservation()
+        return grant.to_reservation(age_us=self._memory.age_us())
 
     def give_back(self, tokens: int) -> None:
         """See ``Limiter``."""

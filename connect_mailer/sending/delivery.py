@@ -499,10 +499,11 @@ class Drain:
         if not reservation.granted:
             self._postpone_look(now, reservation.wait_seconds)
             return
-        asked_at, now = now, self._clock()
-        if self._limiter and now - asked_at > _find_grace(reservation.interval_seconds):
-            # It counts from when it decided, which may be as long ago: so much later all begins.
-            self._tell_limiter(partial(self._limiter.put_off, now - asked_at))
+        now = self._clock()
+        # It counts from when it decided, which may be as long ago: so much later all begins.
+        late_seconds = reservation.age_seconds - _find_grace(reservation.interval_seconds)
+        if late_seconds > 0 and self._limiter:
+            self._tell_limiter(partial(self._limiter.put_off, late_seconds))
         if self._limiter and reservation.granted < sum(costs):
             granted_seconds = reservation.granted * reservation.interval_seconds
             self._look_at = now + reservation.wait_seconds + granted_seconds - REFILL_SECONDS

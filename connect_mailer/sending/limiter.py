@@ -71,12 +71,13 @@ class Reservation:
     ``granted`` are tokens, one a recipient; 0: nothing. ``wait_seconds`` is the time from now
     until the first reserved slot begins (>= 0); where nothing was granted, until it is worth
     asking again (> 0). ``interval_seconds`` is the slot of one recipient in force: a row of
-    cost ``c`` occupies ``c`` of them.
+    cost ``c`` occupies ``c`` of them. ``age_seconds`` is how long ago that was decided, at most.
     """
 
     granted: int
     wait_seconds: float
     interval_seconds: float
+    age_seconds: float = 0.0
 
 
 class Limiter(Protocol):
@@ -134,12 +135,13 @@ class Grant:
     wait_us: int
     interval_ns: int
 
-    def to_reservation(self) -> Reservation:
+    def to_reservation(self, *, age_us: int) -> Reservation:
         """As callers get it."""
         return Reservation(
             granted=self.granted,
             wait_seconds=self.wait_us / 1e6,
             interval_seconds=self.interval_ns / 1e9,
+            age_seconds=age_us / 1e6,
         )
 
 
@@ -166,6 +168,7 @@ class Memory:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._asked_us = 0
         self._seen_us = 0
         self._offset_us = 0
         self._largest = 0
@@ -175,6 +178,10 @@ class Memory:
     def now_us(self) -> int:
         """The own clock."""
         return int(self._clock() * 1e6)
+
+    def age_us(self) -> int:
+        """How old the last answer is, at most."""
+        return self.now_us() - self._asked_us
 
     def hint(self, own_us: int) -> Hint:
         """What is known at ``own_us`` of the own clock."""
@@ -186,6 +193,7 @@ class Memory:
 
     def learn(self, *, own_us: int, now_us: int, arrival_us: int) -> None:
         """Remember the answer to what was asked at ``own_us`` of the own clock."""
+        self._asked_us = own_us
         self._seen_us = arrival_us
         self._offset_us = now_us - own_us
 
@@ -230,7 +238,7 @@ class RedisLimiter:
         interval_ns = to_interval_ns(costs, rate)
         grant = self._run("reserve", interval_ns, *costs)
         self._memory.learn_grant(costs, grant)
-        return grant.to_reservation()
+        return grant.to_reservation(age_us=self._memory.age_us())
 
     def give_back(self, tokens: int) -> None:
         """See ``Limiter``."""

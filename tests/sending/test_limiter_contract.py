@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ SLACK_SECONDS = 30.0
 class Store(Protocol):
     """A bucket, and drains that share it."""
 
-    def limiter(self) -> Any: ...
+    def limiter(self, **options: Any) -> Any: ...
     def read(self) -> Bucket: ...
     def write(self, **values: int) -> None: ...
     def lose(self) -> None: ...
@@ -39,8 +40,8 @@ class RedisStore:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
-    def limiter(self) -> RedisLimiter:
-        return RedisLimiter(servers.valkey_url())
+    def limiter(self, **options: Any) -> RedisLimiter:
+        return RedisLimiter(servers.valkey_url(), **options)
 
     def read(self) -> Bucket:
         fields: Any = self._client.hgetall(self.key)
@@ -54,8 +55,8 @@ class RedisStore:
 
 
 class DatabaseStore:
-    def limiter(self) -> DatabaseLimiter:
-        return DatabaseLimiter()
+    def limiter(self, **options: Any) -> DatabaseLimiter:
+        return DatabaseLimiter(**options)
 
     def read(self) -> Bucket:
         return Bucket(**LimiterState.objects.values("arrival_us", "slowdown", "slowdown_us").get())
@@ -283,3 +284,10 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"must be|are needed"):
         make().reserve(costs, rate)
+
+
+def test_an_answer_says_how_old_it_is(store: Store) -> None:
+    ticks = itertools.count()
+    one = store.limiter(clock=lambda: float(next(ticks)))
+    # One look at the clock before the store is asked, and one when the answer is there.
+    assert one.reserve([1], RATE).age_seconds == 1
