@@ -12,9 +12,9 @@ RFC 5891 (IDNA), CVE-2019-19844 (why Unicode case mapping is not used).
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.headerregistry import parser  # type: ignore[attr-defined]
-from typing import NamedTuple
 
 from connect_mailer.exceptions import InvalidAddress
 
@@ -37,8 +37,8 @@ _DOT_ATOM = re.compile(
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
 
 
-# No dataclass, whose code would be made anew by each process of a site at its start.
-class Address(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
     """One mailbox.
 
     ``local`` is as it was written (quoted where it has to be); ``domain`` is ASCII, lower case.

@@ -355,7 +355,7 @@ class Certificates:
         self._running: dict[str, Future[bytes]] = {}
         self._budget = float(DOWNLOAD_BUDGET)
         self._refilled_at = clock()
-        self._asked = tuple([0] * _COUNTERS for _ in range(_TABLES))
+        self._asked = [0] * (_TABLES * _COUNTERS)
         # Of those that wait for the budget, the one asked for most often: address, host.
         self._next: tuple[str, str] | None = None
 
@@ -423,8 +423,8 @@ class Certificates:
             raise NotificationUndecided(f"{host} did not answer in time") from error
 
     def _start_next(self, url: str, host: str) -> None:
-        for asked, place in zip(self._asked, _hash(url), strict=True):
-            asked[place] += 1
+        for place in _find_counters(url):
+            self._asked[place] += 1
         waiting = sorted(
             dict.fromkeys(filter(None, (self._next, (url, host)))),
             key=lambda address: self._count_asked(address[0]),
@@ -440,13 +440,12 @@ class Certificates:
         self._next = waiting[0] if waiting else None
 
     def _count_asked(self, url: str) -> int:
-        places = _hash(url)
-        return min(asked[place] for asked, place in zip(self._asked, places, strict=True))
+        return min(self._asked[place] for place in _find_counters(url))
 
     def _start(self, url: str, host: str) -> None:
         times = self._count_asked(url)
-        for asked, place in zip(self._asked, _hash(url), strict=True):
-            asked[place] -= times  # the others that are counted there keep theirs
+        for place in _find_counters(url):
+            self._asked[place] -= times  # the others that are counted there keep theirs
         running = self._running[url] = Future()
         threading.Thread(
             target=self._run, args=(url, host, running), name="sns-certificate", daemon=True
@@ -558,9 +557,9 @@ def _read_names(certificate: x509.Certificate) -> frozenset[str]:
     return frozenset(extension.value.get_values_for_type(x509.DNSName))
 
 
-def _hash(url: str) -> tuple[int, ...]:
-    """Where it is counted, in each table."""
-    return tuple(hash((table, url)) % _COUNTERS for table in range(_TABLES))
+def _find_counters(url: str) -> list[int]:
+    """Where it is counted, once in each table: one follows the other."""
+    return [table * _COUNTERS + hash((table, url)) % _COUNTERS for table in range(_TABLES)]
 
 
 def _ask(cache: Cache, url: str) -> object:

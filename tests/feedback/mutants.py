@@ -260,8 +260,8 @@ MUTANTS = [
             "self._budget",
         ),
         ("asked for most often first", "reverse=True", "reverse=False"),
-        ("asked for is counted", "asked[place] += 1", "pass"),
-        ("tried once, counted from nothing", "asked[place] -= times", "pass"),
+        ("asked for is counted", "self._asked[place] += 1", "pass"),
+        ("tried once, counted from nothing", "self._asked[place] -= times", "pass"),
         ("an emptied cache is filled", "_tell(cache, url, known)", "pass"),
         (
             "waiting ends",
@@ -505,12 +505,13 @@ def _is_green(copy: Path, tests: Sequence[str], *, says_why: bool = False) -> bo
         "-p",
         "no:randomly",
     ]
+    output = None if says_why else subprocess.DEVNULL
     result = subprocess.run(
         [*command, *tests],
         cwd=copy,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)},
-        stdout=None if says_why else subprocess.DEVNULL,
-        stderr=None if says_why else subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         check=False,
         timeout=600,
     )
