@@ -231,7 +231,7 @@ def drain_outbox(
     using = outbox.get_database()
     # Before the first look: whoever stores a row from now on asks for another drain.
     leases.release(WAKE, using=using)
-    sent, is_over, has_work = 0, True, _has_work(using)
+    sent, has_work = 0, _has_work(using)
     if has_work:
         lease = _enter(using)
         if lease is None:
@@ -241,15 +241,18 @@ def drain_outbox(
             drain.run()
         finally:
             leases.release(lease.name, lease.holder, using=using)
-        sent, is_over = drain.sent, drain.longest_wait_seconds < conf.drain_seconds
-        has_work = is_over and not one_pass and _has_work(using)
-    if is_over and not one_pass:
-        # Whoever asked for this drain, or saw it running, asks for no other one for a moment.
-        if not has_work:
-            time.sleep(REMEMBER_SECONDS)
-            has_work = _has_work(using)
-        if has_work:
-            wake()
+        sent = drain.sent
+        if one_pass or drain.longest_wait_seconds >= conf.drain_seconds:
+            return sent
+        has_work = _has_work(using)
+    elif one_pass:
+        return 0
+    # Whoever asked for this drain, or saw it running, asks for no other one for a moment.
+    if not has_work:
+        time.sleep(REMEMBER_SECONDS)
+        has_work = _has_work(using)
+    if has_work:
+        wake()
     return sent
 
 
