@@ -12,17 +12,15 @@ from celery import current_app
 
 from tests import servers
 
-# The first is a site of its own on SQLite, the others need PostgreSQL.
+# It is a site of its own, on SQLite.
 database = os.environ.get("TEST_DATABASE", "sqlite")
 collect_ignore = [] if database == "sqlite" else ["connect"]
-if database != "postgres":
-    collect_ignore += ["test_heroku.py", "test_workers.py"]
 # With the broker that is in no wheel: `tox -e services`.
 if database != "postgres" or not os.environ.get("TEST_SERVICES"):
     collect_ignore.append("test_rabbitmq.py")
 # In an environment of its own, which runs several at once: `tox -e faults`.
 if not os.environ.get("TEST_FAULTS"):
-    collect_ignore.append("faults")
+    collect_ignore += ["faults", "test_heroku.py", "test_workers.py"]
 # They install other mail apps: `tox -e moving`.
 if not os.environ.get("TEST_MOVING"):
     collect_ignore.append("moving")
