@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache, partial
 from math import inf
 
 import pytest
 import redis
+from botocore.loaders import JSONFileLoader
 from celery import current_app
 
 from tests import servers
@@ -32,6 +34,15 @@ def valkey() -> Iterator[redis.Redis]:
     with redis.Redis.from_url(servers.valkey_url()) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _aws_models() -> Iterator[None]:
+    """Read once: each new client of boto3 would read megabytes of JSON, slower than its test."""
+    read = cache(partial(JSONFileLoader.load_file, JSONFileLoader()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

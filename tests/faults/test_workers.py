@@ -81,12 +81,12 @@ def test_heroku_stops_a_dyno(ses: LocalSES) -> None:
 def test_a_worker_is_suspended_past_its_lease(ses: LocalSES, tmp_path: Path, point: str) -> None:
     with open_site(ses.url, LEASE_SECONDS=5, CONCURRENCY=10, MAX_DRAINS=1) as site:
         site.run("queue", "50")
-        mark = tmp_path / "mark"
-        env = {"FAULT_POINT": point, "FAULT_SIGNAL": "SIGSTOP", "FAULT_MARK": str(mark)}
+        mark = str(tmp_path / "mark")
+        env = {"FAULT_POINT": point, "FAULT_SIGNAL": "SIGSTOP", "FAULT_MARK": mark}
         suspended = site.start_worker(app=APP, **env)
-        wait_for(mark.exists, tell=suspended.read)
-        wait_for(lambda: bool(ses.mailbox()) == (point == "before settle"))
+        wait_for(suspended.is_suspended, tell=suspended.read)
         taken = set(count_arrivals(ses))
+        assert bool(taken) == (point == "before settle")
 
         other = site.start_worker(app=APP)
         wait_for(lambda: site.count() == {"sent": 50}, tell=other.read)

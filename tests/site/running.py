@@ -49,6 +49,11 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def is_suspended(self) -> bool:
+        """Whether it has got a SIGSTOP."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def wait(self, seconds: float = 120) -> str:
         """Wait until it has ended; return what it said."""
         self.process.wait(seconds)
