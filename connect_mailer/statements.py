@@ -26,17 +26,22 @@ def insert(
 ) -> Statement:
     """INSERT of ``rows``, which are values of the fields ``own``, and have others in common.
 
-    ``computed`` are fields with SQL of their own.
+    ``computed`` are fields with SQL of their own. PostgreSQL gets what all rows have in common
+    once, whatever it was given as.
     """
-    names = tuple(shared)
-    values = adapt(shared.values(), connection)
     if len(rows) > 1 and connection.vendor == "postgresql":
         # The same text and as many values, however many rows there are.
-        sql = _write_insert_arrays(model, computed, names, own, connection.alias)
-        values += ([*column] for column in zip(*rows, strict=True))
+        columns = dict(zip(own, zip(*rows, strict=True), strict=True))
+        for name, column in [*columns.items()][1:]:  # one is left, to say how many rows there are
+            if column.count(column[0]) == len(rows):
+                del columns[name]
+                shared = {**shared, name: column[0]}
+        sql = _write_insert_arrays(model, computed, tuple(shared), tuple(columns), connection.alias)
+        values = adapt(shared.values(), connection) + [[*column] for column in columns.values()]
     else:
-        sql = _write_insert(model, computed, names, own, len(rows), connection.alias)
-        values = [one for row in rows for one in (*values, *adapt(row, connection))]
+        common = adapt(shared.values(), connection)
+        sql = _write_insert(model, computed, tuple(shared), own, len(rows), connection.alias)
+        values = [one for row in rows for one in (*common, *adapt(row, connection))]
     return f"{sql} {conflict}" if conflict else sql, values
 
 

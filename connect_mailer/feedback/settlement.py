@@ -83,22 +83,26 @@ class Recipient:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What is to be written of an event."""
+    """What is to be written of an event; ``message`` is the key of what it is about."""
 
+    message: int = 0
+    at: datetime | None = None
     changed: Sequence[Recipient] = ()
-    noted: Sequence[Sequence[Any]] = ()
+    # Address, kind, detail.
+    noted: Sequence[tuple[str, str, str]] = ()
     counted: Sequence[Tally] = ()
 
     def write(self, connection: BaseDatabaseWrapper) -> list[Statement]:
         """The statements; the last one changes all that were ``changed``, if there are any."""
         statements = []
         if self.noted:
-            names = ("message", "kind", "address", "at", "detail")
-            statements.append(insert(MessageEvent, {}, names, self.noted, connection))
+            shared = {"message": self.message, "at": self.at}
+            names = ("address", "kind", "detail")
+            statements.append(insert(MessageEvent, shared, names, self.noted, connection))
         if self.counted:
             statements.append(insert_counted(self.counted, using=connection.alias))
         if self.changed:
-            statements.append(_update(self.changed, connection))
+            statements.append(_update(self.message, self.changed, connection))
         return statements
 
 
@@ -129,16 +133,15 @@ def settle(event: Event, *, using: str) -> bool:
 def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
     """What an event changes, if the message is sent; ``is_new``: it is so only now."""
     known = {one.address for one in found.recipients}
-    noted: list[Sequence[Any]] = []
+    noted: list[tuple[str, str, str]] = []
     changes: dict[tuple[str, str], set[str]] = {(Status.SENT.value, ""): known}
-    at = make_time(event.happened_at) or timezone.now()
     for reported in event.recipients:
         status, reason = _describe_outcome(event, reported)
         address = events.find_addressee(reported.address, known)
         if address is not None:
             changes.setdefault((status, reason), set()).add(address)
             kind, detail = _describe_history(event, reported, status, reason)
-            noted.append((found.pk, kind, address, at, detail))
+            noted.append((address, kind, detail))
     for (status, reason), about in changes.items():
         for one in found.recipients:
             if one.address in about and _RANKS[one.status] < _RANKS[status]:
@@ -149,7 +152,8 @@ def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
         [Tally(stream=found.stream, sent=int(is_new), written=written)] if is_new or written else []
     )
     counted = [*sent, *_count_outcomes(found.stream, event, changed)]
-    return Outcome(changed=changed, noted=noted, counted=counted)
+    at = make_time(event.happened_at) or timezone.now()
+    return Outcome(message=found.pk, at=at, changed=changed, noted=noted, counted=counted)
 
 
 def _find(event: Event, using: str) -> Found | None:
@@ -230,13 +234,18 @@ def _write_look_for(names: tuple[str, ...], using: str) -> tuple[str, str]:
     return lock, look
 
 
-def _update(recipients: Sequence[Recipient], connection: BaseDatabaseWrapper) -> Statement:
+def _update(
+    message: int, recipients: Sequence[Recipient], connection: BaseDatabaseWrapper
+) -> Statement:
     """Write status and reason of all, in one statement, of who is still as he was.
 
-    As ``bulk_update`` does, which takes a hundred times longer to make it for fifty.
+    As ``bulk_update`` does, which takes a hundred times longer to make it for fifty. The message is
+    named as well, or PostgreSQL may read the whole table where it is not large.
     """
     using = connection.alias
-    table, pk, status, reason = quote(OutgoingRecipient, ("id", "status", "reason"), using)
+    table, pk, owner, status, reason = quote(
+        OutgoingRecipient, ("id", "message", "status", "reason"), using
+    )
     pks = [one.pk for one in recipients]
     old, new, why = zip(*((one.old, one.status, one.reason) for one in recipients), strict=True)
     if connection.vendor == "postgresql":
@@ -244,9 +253,9 @@ def _update(recipients: Sequence[Recipient], connection: BaseDatabaseWrapper) ->
         sql = (
             f"UPDATE {table} AS r SET {status} = new.status, {reason} = new.reason "  # noqa: S608
             f"FROM {rows} AS new (id, old, status, reason) "
-            f"WHERE r.{pk} = new.id AND r.{status} = new.old"
+            f"WHERE r.{owner} = %s AND r.{pk} = new.id AND r.{status} = new.old"
         )
-        return sql, [pks, [*old], [*new], [*why]]
+        return sql, [pks, [*old], [*new], [*why], message]
     cases = f"CASE {pk} {'WHEN %s THEN %s ' * len(recipients)}END"
     sql = (
         f"UPDATE {table} SET {status} = {cases}, {reason} = {cases} "  # noqa: S608
