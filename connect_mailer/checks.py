@@ -6,14 +6,14 @@ Ids are stable and never used again with another meaning.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import django
-from django.apps import AppConfig, apps
+from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
 from django.db import router
 from django.urls import NoReverseMatch, get_script_prefix, reverse
@@ -40,8 +40,7 @@ _NOT_SNS = (
 _ADMIN_EMAIL_HANDLER = "django.utils.log.AdminEmailHandler"
 
 
-@register(Tags.compatibility)
-def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_settings() -> list[CheckMessage]:
     """E001 to E003: ``CONNECT_MAILER`` and the settings with names of their own."""
     try:
         unknown = conf.unknown_keys()
@@ -66,8 +65,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     return messages + [Error(text, id="connect_mailer.E003") for text in wrong]
 
 
-@register(Tags.compatibility)
-def check_transport(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_transport() -> list[CheckMessage]:
     """E004, E005: what the queue is delivered through."""
     transport = _try(lambda: conf.transport)
     if transport is None or transport == SES_BACKEND:
@@ -96,8 +94,7 @@ def check_transport(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     return []
 
 
-@register(Tags.compatibility)
-def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_lease() -> list[CheckMessage]:
     """E006: a lease that ends while a call to SES may still be going on."""
     seconds = _try(lambda: conf.lease_seconds)
     if seconds is not None and seconds <= CALL_SECONDS:
@@ -112,8 +109,7 @@ def check_lease(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     return []
 
 
-@register(Tags.compatibility)
-def check_sqlite(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_sqlite() -> list[CheckMessage]:
     """W009: an SQLite database in which a worker and the site would lock each other out."""
     from celery import current_app
 
@@ -145,8 +141,7 @@ def check_sqlite(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     ]
 
 
-@register(Tags.security)
-def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_feedback() -> list[CheckMessage]:
     """W001, W002, W006, E007, E008: bounces and complaints that would not come in."""
     messages: list[CheckMessage] = []
     if conf.legacy("BOUNCY_VERIFY_CERTIFICATE") in (False, "False", "false", "0"):
@@ -197,10 +192,7 @@ def check_feedback(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     return messages
 
 
-@register(Tags.security)
-def check_old_patterns(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_old_patterns() -> list[CheckMessage]:
     """E009: a pattern that was meant to say which hosts are SNS's, and says more."""
     messages: list[CheckMessage] = []
     for name, read in (
@@ -221,8 +213,7 @@ def check_old_patterns(
     return messages
 
 
-@register(Tags.compatibility)
-def check_login(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_login() -> list[CheckMessage]:
     """W007, W008: pages behind a login that keeps SNS and readers out, or let out too much."""
     patterns = getattr(settings, "LOGIN_EXEMPT_URLS", None)
     if patterns is None:
@@ -269,8 +260,7 @@ def _find_public_paths() -> list[str]:
     return paths
 
 
-@register(Tags.compatibility)
-def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_links() -> list[CheckMessage]:
     """W003, W004: links to opt out that mail lacks, or that mail providers don't take."""
     url = _try(lambda: conf.unsubscribe_base_url)
     if url == "" and not _try(lambda: conf.unsubscribe_mailto or conf.ses.contact_list):
@@ -293,8 +283,7 @@ def check_links(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     return []
 
 
-@register(Tags.compatibility)
-def check_signing(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_signing() -> list[CheckMessage]:
     """E011, W011, W012: signatures of the site's own that mail would not get."""
     from connect_mailer.sending.signature import sign
 
@@ -325,8 +314,7 @@ def check_signing(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     return messages
 
 
-@register(Tags.compatibility)
-def check_error_mail(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_error_mail() -> list[CheckMessage]:
     """W005: mail about errors that depends on what failed."""
     if not settings.ADMINS:
         return []
@@ -375,3 +363,19 @@ def _try(read: Callable[[], Any]) -> Any:
         return read()
     except (ConfigurationError, ImportError):
         return None
+
+
+COMPATIBILITY: Final = (
+    check_settings,
+    check_transport,
+    check_lease,
+    check_sqlite,
+    check_login,
+    check_links,
+    check_signing,
+    check_error_mail,
+)
+SECURITY: Final = (
+    check_feedback,
+    check_old_patterns,
+)

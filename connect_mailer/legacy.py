@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from django.utils.module_loading import import_string
 
@@ -24,16 +24,56 @@ logger = logging.getLogger(__name__)
 _OUTDATED: Final = (AttributeError, ImportError, NameError, SyntaxError, TypeError)
 
 
-class _StandIn(NamedTuple):
-    """What a module has: dotted paths by attribute name; nothing: it is an empty package."""
+class _StandIn(Loader):
+    """What a module has, and how it gets it.
 
-    links: Mapping[str, str]
-    # Whether a published module comes first where there is one that imports.
-    published_first: bool = True
-    # Whether code that uses it is told what to use instead.
-    is_deprecated: bool = True
-    # A function, called once the published module is there.
-    then: str = ""
+    ``links`` are dotted paths by attribute name; none: it is an empty package. ``published_first``:
+    whether a published module comes first where there is one that imports. ``is_deprecated``:
+    whether code that uses it is told what to use instead. ``then``: a function, called once the
+    published module is there.
+    """
+
+    # The loader of the published module, where that comes first.
+    published: Loader | None = None
+
+    def __init__(
+        self,
+        links: Mapping[str, str],
+        *,
+        published_first: bool = True,
+        is_deprecated: bool = True,
+        then: str = "",
+    ) -> None:
+        self.links = links
+        self.published_first = published_first
+        self._is_deprecated = is_deprecated
+        self._then = then
+
+    def exec_module(self, module: ModuleType) -> None:
+        if self.published is not None:
+            try:
+                self.published.exec_module(module)
+            except _OUTDATED as error:
+                logger.debug("%s does not import, using ours: %s", module.__name__, error)
+            else:
+                if self._then:
+                    import_string(self._then)()
+                return
+
+        def follow(name: str) -> Any:
+            if name in self.links:
+                if self._is_deprecated and _get_caller() != _LOADER_OF_SETTINGS:
+                    warnings.warn(
+                        f"{module.__name__}.{name} is now {self.links[name]}.",
+                        DeprecationWarning,
+                        stacklevel=2,
+                    )
+                return import_string(self.links[name])
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name)
+
+        for name in self.links:
+            vars(module).pop(name, None)  # what a published module had before it failed
+        vars(module).update(__getattr__=follow, __all__=list(self.links))
 
 
 _STAND_INS: Final = {
@@ -91,42 +131,8 @@ class _Finder(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, path) if stand_in.published_first else None
         if spec is None:
             spec = ModuleSpec(fullname, None, is_package=not stand_in.links)
-        spec.loader = _Loader(stand_in, published=spec.loader)
+        stand_in.published, spec.loader = spec.loader, stand_in
         return spec
-
-
-class _Loader(Loader):
-    def __init__(self, stand_in: _StandIn, *, published: Loader | None) -> None:
-        self._links = stand_in.links
-        self._is_deprecated = stand_in.is_deprecated
-        self._then = stand_in.then
-        self._published = published
-
-    def exec_module(self, module: ModuleType) -> None:
-        if self._published is not None:
-            try:
-                self._published.exec_module(module)
-            except _OUTDATED as error:
-                logger.debug("%s does not import, using ours: %s", module.__name__, error)
-            else:
-                if self._then:
-                    import_string(self._then)()
-                return
-
-        def follow(name: str) -> Any:
-            if name in self._links:
-                if self._is_deprecated and _get_caller() != _LOADER_OF_SETTINGS:
-                    warnings.warn(
-                        f"{module.__name__}.{name} is now {self._links[name]}.",
-                        DeprecationWarning,
-                        stacklevel=2,
-                    )
-                return import_string(self._links[name])
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name)
-
-        for name in self._links:
-            vars(module).pop(name, None)  # what a published module had before it failed
-        vars(module).update(__getattr__=follow, __all__=list(self._links))
 
 
 def _get_caller() -> str:

@@ -19,7 +19,6 @@ from django.utils.translation import gettext_lazy as _
 
 from connect_mailer import signals
 from connect_mailer.exceptions import InvalidAddress
-from connect_mailer.statements import Statement, mark
 
 # Recipients that one call to SES may have.
 # Source: SES v2 API reference, SendEmail, "Destination" (50 recipients a message).
@@ -33,6 +32,8 @@ MESSAGE_ID_TAG = "connect-mailer-id"
 
 
 if TYPE_CHECKING:
+    from connect_mailer.statements import Statement
+
     CharField = models.CharField[str, str]
 else:
     CharField = models.CharField
@@ -637,6 +638,8 @@ def look_for_users(keys: Collection[str], using: str) -> Statement | None:
     ``None`` where the site's manager shows some of its users only: then Django has to make the
     statement each time, which takes longer than all else that a notification needs.
     """
+    from connect_mailer.statements import mark
+
     user_model = get_user_model()
     shown = user_model._default_manager.get_queryset().query
     if not keys or shown.where or shown.annotations or shown.extra or shown.is_sliced:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from django.dispatch import Signal
 
 # Of the outbox; the sender is the class ``OutgoingMessage``.
@@ -24,3 +26,6 @@ unsubscribed = Signal()
 resubscribed = Signal()
 """An opt-out was taken back, by the reader or because she registered again. It has ``address`` and
 ``mailing_list``. Another reason not to write to her (a bounce, a complaint) may still be there."""
+
+# Of the one that listens to django-bouncy's ``feedback`` for this app.
+DISPATCH_UID: Final = "connect_mailer.feedback.suppress"

@@ -17,9 +17,10 @@ from django.urls import resolve
 from django.utils import timezone
 from django_bouncy.models import Bounce
 
-from connect_mailer import admin
+from connect_mailer import tasks
 from connect_mailer.account.standing import load_account
 from connect_mailer.admin import lists
+from connect_mailer.admin.messages import list_steps
 from connect_mailer.models import (
     Lease,
     MessageEvent,
@@ -44,8 +45,7 @@ UNSUBSCRIBES = "/admin/connect_mailer/unsubscribe/"
 @pytest.fixture(autouse=True)
 def woken(monkeypatch):
     calls = []
-    for module in (admin.messages, admin.health):
-        monkeypatch.setattr(module, "wake_on_commit", lambda *, using: calls.append(using))
+    monkeypatch.setattr(tasks, "wake_on_commit", lambda *, using: calls.append(using))
     return calls
 
 
@@ -363,7 +363,7 @@ def test_the_life_of_a_message_is_told_in_order(admin_client):
         )
     OutgoingMessage.objects.filter(pk=row.pk).update(created_at=now - timedelta(minutes=3))
     row.refresh_from_db()
-    steps = admin.messages.list_steps(row)
+    steps = list_steps(row)
     assert [step["kind"] for step in steps] == [
         *("queued", "postponed", "sent", "delivered", "bounced"),
     ]
@@ -384,14 +384,14 @@ def test_the_life_of_a_message_is_told_in_order(admin_client):
 def test_the_end_of_a_message_is_told(status, error, kinds):
     finished = None if status == "queued" else timezone.now()
     row = _make(status=status, last_error=error, finished_at=finished)
-    assert sorted(step["kind"] for step in admin.messages.list_steps(row)) == sorted(kinds)
+    assert sorted(step["kind"] for step in list_steps(row)) == sorted(kinds)
 
 
 def test_who_is_due_at_once_is_queued_first():
     row = _make()
     OutgoingMessage.objects.filter(pk=row.pk).update(due_at=row.created_at - timedelta(seconds=1))
     row.refresh_from_db()
-    assert [step["label"] for step in admin.messages.list_steps(row)] == ["queued", "due"]
+    assert [step["label"] for step in list_steps(row)] == ["queued", "due"]
 
 
 def _act(client, row, name):
@@ -419,7 +419,7 @@ def test_a_queued_message_is_cancelled_and_sent_again(client, woken):
     assert _told(_act(client, row, "cancel")) == ["1 message is cancelled."]
     row.refresh_from_db()
     assert (row.status, row.last_error, row.lane) == ("failed", "Cancelled by operator.", None)
-    assert [step["kind"] for step in admin.messages.list_steps(row)] == ["queued", "operator"]
+    assert [step["kind"] for step in list_steps(row)] == ["queued", "operator"]
     _act(client, row, "send_again")
     row.refresh_from_db()
     assert row.status == "queued"

@@ -214,6 +214,6 @@ def test_sqlite_with_workers(
     monkeypatch.setitem(current_app.conf, "task_always_eager", is_eager)
 
     with mock.patch.dict(settings.DATABASES, {"default": database}):
-        found = check_sqlite(None)
+        found = check_sqlite()
 
     assert [message.id for message in found] == ["connect_mailer.W009"] * warns

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.servers import make_environment
 
 # Large, and for those that send, verify or draw.
@@ -14,22 +16,21 @@ OF_OTHERS = {"boto3", "botocore", "cryptography", "redis", "requests", "urllib3"
 AT_START = {
     f"connect_mailer.{name}"
     for name in (
-        *("apps", "checks", "clock", "conf", "exceptions", "legacy", "legacy_tasks"),
-        *("models", "signals", "statements", "tasks"),
+        *("apps", "exceptions", "legacy", "models", "signals"),
         *("admin", "admin.health", "admin.lists", "admin.messages", "admin.parts"),
         "admin.unsubscribes",
-        *("bouncy", "bouncy.apps", "bouncy.signals", "feedback"),
-        *("sending", "sending.leases", "sending.log_mail", "sending.wakeups"),
+        *("bouncy", "bouncy.apps", "bouncy.signals"),
     )
 }
 
-START = """
+CELERY = """
 import sys
 import django
 from celery import Celery
-Celery(broker="memory://").set_default()
-django.setup()
+app = Celery(broker="memory://")
+app.set_default()
 """
+START = f"{CELERY}django.setup()\n"
 QUEUE = """
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
@@ -73,3 +74,10 @@ def test_a_process_that_queues_loads_nothing_that_sends() -> None:
         "connect_mailer.sending.limiter",
         "connect_mailer.sending.transport",
     }
+
+
+@pytest.mark.parametrize("program", [START, CELERY], ids=["set up before", "set up by the worker"])
+def test_a_worker_has_the_tasks_whatever_its_app_looks_for(program: str) -> None:
+    loaded = load(f"{program}app.WorkController(pool='solo')\n")
+
+    assert loaded >= {"connect_mailer.tasks", "connect_mailer.legacy_tasks"}

@@ -12,6 +12,7 @@ from celery import current_app
 from django.db import OperationalError
 from kombu.serialization import dumps, loads
 
+from connect_mailer import legacy_tasks  # noqa: F401 - as in a worker
 from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import OutgoingMessage, Unsubscribe
 

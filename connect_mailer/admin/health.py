@@ -18,9 +18,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 
-from connect_mailer.conf import conf
 from connect_mailer.models import Health, OutgoingMessage
-from connect_mailer.tasks import wake_on_commit
 
 if TYPE_CHECKING:
     HealthModelAdmin = admin.ModelAdmin[Health]
@@ -112,6 +110,7 @@ class HealthAdmin(HealthModelAdmin):
         from connect_mailer.account.site import examine_quickly
         from connect_mailer.account.standing import load_account
         from connect_mailer.admin.streams import find_end_of_quota
+        from connect_mailer.conf import conf
         from connect_mailer.health import figures
         from connect_mailer.sending import outbox
 
@@ -143,6 +142,7 @@ class HealthAdmin(HealthModelAdmin):
         """Pause or resume one stream, or let a paused account try again now."""
         from connect_mailer.admin.streams import PauseForm
         from connect_mailer.sending import outbox, pauses
+        from connect_mailer.tasks import wake_on_commit
 
         if request.method != "POST" or not self.has_pause_permission(request):
             raise PermissionDenied

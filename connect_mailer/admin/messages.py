@@ -26,18 +26,15 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
-from django.views.decorators.clickjacking import xframe_options_sameorigin
 
 from connect_mailer.admin.lists import LargeTableAdmin
 from connect_mailer.admin.parts import find_key, make_badge, to_local
-from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import (
     MessageEvent,
     OutgoingContent,
     OutgoingMessage,
     OutgoingRecipient,
 )
-from connect_mailer.tasks import wake_on_commit
 
 Status = OutgoingMessage.Status
 
@@ -177,7 +174,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             for name, function in (
                 ("act", self.act_view),
                 ("preview", self.preview_view),
-                ("body", xframe_options_sameorigin(self.body_view)),
+                ("body", self.body_view),
             )
         ]
         return [*own, *super().get_urls()]
@@ -281,6 +278,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             text, content_type=f"text/{'html' if is_html else 'plain'}; charset=utf-8"
         )
         response["Content-Security-Policy"] = _BODY_POLICY
+        response["X-Frame-Options"] = "SAMEORIGIN"
         response["Referrer-Policy"] = "no-referrer"
         response["Cache-Control"] = "no-store"
         self._log(request, [row], _("Read the body."))
@@ -300,6 +298,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
 
     def _note(self, request: HttpRequest, pks: list[int], text: str, logged: str) -> None:
         """In the admin's log, and in the life of each message."""
+        from connect_mailer.clock import DatabaseNow
         from connect_mailer.sending import outbox
 
         using = outbox.get_database()
@@ -318,6 +317,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     @admin.action(description=gettext_lazy("Send again"), permissions=["send_again"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
         from connect_mailer.sending import outbox
+        from connect_mailer.tasks import wake_on_commit
 
         pks = list(queryset.values_list("pk", flat=True))
         rows = OutgoingMessage.objects.filter(pk__in=pks)
@@ -361,6 +361,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def send_now(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
         """Those that wait for their time, or for another try."""
         from connect_mailer.sending import outbox
+        from connect_mailer.tasks import wake_on_commit
 
         pks = list(queryset.values_list("pk", flat=True))
         using = outbox.get_database()

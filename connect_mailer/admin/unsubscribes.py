@@ -26,7 +26,6 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from connect_mailer.admin.lists import LargeTableAdmin
 from connect_mailer.admin.parts import find_key, make_badge, to_local
-from connect_mailer.conf import conf
 from connect_mailer.exceptions import AccountError
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
@@ -235,6 +234,8 @@ class UnsubscribeAdmin(LargeTableAdmin):
     @admin.action(description=gettext_lazy("Release: write to them again"), permissions=["delete"])
     def release(self, request: HttpRequest, queryset: QuerySet[Unsubscribe]) -> None:
         """Remove the rows, and take the addresses off SES's own list, where they are on it."""
+        from connect_mailer.conf import conf
+
         rows = list(queryset[: _MAX_RELEASED + 1])
         if len(rows) > _MAX_RELEASED:
             text = _("At most %(number)d at once, since SES is asked about each: none is released.")

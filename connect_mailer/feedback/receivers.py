@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from connect_mailer.conf import MAX_LIST_LENGTH, conf
-from connect_mailer.feedback import DISPATCH_UID as DISPATCH_UID
 from connect_mailer.feedback import events, records
 from connect_mailer.feedback.events import Event
 from connect_mailer.logs import make_extra
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
+from connect_mailer.signals import DISPATCH_UID as DISPATCH_UID
 
 logger = logging.getLogger(__name__)
 
