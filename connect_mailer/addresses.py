@@ -95,6 +95,14 @@ def normalise(text: object) -> str:
     return parse(text).key
 
 
+def find_key(text: object) -> str | None:
+    """Return what ``normalise`` does, and ``None`` where that raises."""
+    try:
+        return normalise(text)
+    except InvalidAddress:
+        return None
+
+
 def _parse_mailbox(value: str) -> tuple[str, str, str]:
     if any(ord(character) < 32 or ord(character) == 127 for character in value):
         raise InvalidAddress(f"{value!r} is not an address: it has a control character")

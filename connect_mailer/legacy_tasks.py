@@ -25,7 +25,8 @@ from celery import shared_task
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.db import Error, IntegrityError, transaction
 
-from connect_mailer.exceptions import InvalidAddress, MessagesRefused
+from connect_mailer.addresses import find_key
+from connect_mailer.exceptions import MessagesRefused
 from connect_mailer.models import NotificationReceipt
 
 logger = logging.getLogger(__name__)
@@ -112,24 +113,15 @@ def _read_mime(from_email: str, recipients: Sequence[str], text: str) -> EmailMe
     message.extra_headers = own
     # The envelope says who gets it, the header only how they are named there.
     named = {
-        kind: {_normalise(one) for _, one in getaddresses(map(str, parsed.get_all(kind, [])))}
+        kind: {find_key(one) for _, one in getaddresses(map(str, parsed.get_all(kind, [])))}
         for kind in ("to", "cc")
     }
     message.to, message.cc, message.bcc = [], [], []
     for recipient in recipients:
-        key = _normalise(getaddresses([recipient])[0][1])
+        key = find_key(getaddresses([recipient])[0][1])
         kinds = [kind for kind, keys in named.items() if key in keys]
         getattr(message, kinds[0] if kinds else "bcc").append(recipient)
     return message
-
-
-def _normalise(address: str) -> str:
-    from connect_mailer.addresses import normalise
-
-    try:
-        return normalise(address)
-    except InvalidAddress:
-        return address  # refused later, with its reason
 
 
 def _read_dict(values: Mapping[str, Any]) -> EmailMessage:

@@ -18,7 +18,6 @@ from django.dispatch import Signal
 from django.utils.translation import gettext_lazy as _
 
 from connect_mailer import signals
-from connect_mailer.exceptions import InvalidAddress
 
 # Recipients that one call to SES may have.
 # Source: SES v2 API reference, SendEmail, "Destination" (50 recipients a message).
@@ -56,7 +55,7 @@ class AddressField(CharField):
     def clean(self, value: Any, model_instance: models.Model | None) -> str:
         try:
             return _normalise(super().clean(value, model_instance))
-        except InvalidAddress as error:
+        except ValueError as error:  # ``InvalidAddress`` is one
             raise ValidationError(str(error), code="invalid") from error
 
     def pre_save(self, model_instance: models.Model, add: bool) -> str:
@@ -669,13 +668,14 @@ def _ask_for_users(
 
 def read_user_ids(rows: Iterable[tuple[Any, str]]) -> dict[str, Any]:
     """Users' keys by normalised address, of their keys and addresses."""
+    from connect_mailer.addresses import find_key
+
     found: dict[str, Any] = {}
     for pk, email in rows:
-        try:
-            # The database folds more than ASCII letters: compare as addresses are compared.
-            found[_normalise(email)] = pk
-        except InvalidAddress:
-            continue
+        # The database folds more than ASCII letters: compare as addresses are compared.
+        key = find_key(email)
+        if key is not None:
+            found[key] = pk
     return found
 
 

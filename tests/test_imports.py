@@ -16,9 +16,8 @@ OF_OTHERS = {"boto3", "botocore", "cryptography", "redis", "requests", "urllib3"
 AT_START = {
     f"connect_mailer.{name}"
     for name in (
-        *("apps", "exceptions", "legacy", "models", "signals"),
-        *("admin", "admin.health", "admin.lists", "admin.messages", "admin.parts"),
-        "admin.unsubscribes",
+        *("apps", "legacy", "models", "signals"),
+        *("admin", "admin.health", "admin.lists", "admin.messages", "admin.unsubscribes"),
         *("bouncy", "bouncy.apps", "bouncy.signals"),
     )
 }

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils import formats
 from django.utils.translation import gettext as _
 
-from connect_mailer.admin.parts import to_local
+from connect_mailer.admin.lists import to_local
 
 
 class LargeChangeList(ChangeList):

@@ -1,10 +1,11 @@
-"""Lists of large tables: what Django's own would count, or look through, to the end.
+"""Lists of large tables: what Django's own would count, or look through, to the end; their cells.
 
 What a page needs is imported by it: each process of a site imports the admin at its start.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
@@ -14,10 +15,10 @@ from django.db.models import Max, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import formats
 from django.utils.functional import cached_property
+from django.utils.html import format_html
 from django.utils.text import capfirst
+from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy
-
-from connect_mailer.admin.parts import to_local
 
 MAX_COUNT: Final = 10_000
 # Parts of words are looked for in so many of the newest rows: there is no index for them.
@@ -105,3 +106,13 @@ class LargeTableAdmin(AnyModelAdmin):
         """The key after which rows are looked through."""
         newest = self.model._default_manager.using(using).aggregate(pk=Max("pk"))["pk"]
         return (newest or 0) - SEARCHED_ROWS
+
+
+def make_badge(status: str, label: str) -> str:
+    """A status that can be told apart at a glance: by its colour, and by its word."""
+    return format_html('<span class="mailer-status mailer-{}">{}</span>', status, label)
+
+
+def to_local(at: datetime) -> datetime:
+    """In the time zone of the site; without ``USE_TZ`` it is already."""
+    return localtime(at) if is_aware(at) else at

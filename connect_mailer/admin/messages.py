@@ -27,8 +27,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
-from connect_mailer.admin.lists import LargeTableAdmin
-from connect_mailer.admin.parts import find_key, make_badge, to_local
+from connect_mailer.admin.lists import LargeTableAdmin, make_badge, to_local
 from connect_mailer.models import (
     MessageEvent,
     OutgoingContent,
@@ -131,6 +130,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutgoingMessage], search_term: str
     ) -> tuple[QuerySet[OutgoingMessage], bool]:
+        from connect_mailer.addresses import find_key
+
         if not search_term.strip():
             return queryset, False
         key = find_key(search_term)

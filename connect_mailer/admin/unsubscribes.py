@@ -24,9 +24,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from connect_mailer.admin.lists import LargeTableAdmin
-from connect_mailer.admin.parts import find_key, make_badge, to_local
-from connect_mailer.exceptions import AccountError
+from connect_mailer.admin.lists import LargeTableAdmin, make_badge, to_local
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
 # Of the person's recent messages.
@@ -99,6 +97,8 @@ class UnsubscribeAdmin(LargeTableAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Unsubscribe], search_term: str
     ) -> tuple[QuerySet[Unsubscribe], bool]:
+        from connect_mailer.addresses import find_key
+
         key = find_key(search_term)
         if key is not None:
             rows = queryset.filter(address=key)
@@ -273,6 +273,7 @@ class UnsubscribeAdmin(LargeTableAdmin):
     def _release_at_ses(self, request: HttpRequest, addresses: list[str]) -> None:
         from connect_mailer.account import suppressed
         from connect_mailer.account.aws import AWS
+        from connect_mailer.exceptions import AccountError
 
         aws = AWS()
         released = []
