@@ -69,6 +69,8 @@ def send_by_ses() -> None:
     settings.POST_OFFICE = {
         "BACKENDS": {"default": DJANGO_SES},
         "THREADS_PER_PROCESS": THREADS,
+        # Each batch starts processes and threads, and each thread makes a client.
+        "BATCH_SIZE": 5000,
         "LOG_LEVEL": 0,
     }
 

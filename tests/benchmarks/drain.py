@@ -98,7 +98,7 @@ def _run(name: str, ses: Any, messages: int) -> Figures:
     from tests.benchmarks import _site
 
     prepare, _ = ROLES[name]
-    messages = ALONE.get(name) or FEWER.get(name) or messages
+    messages = FEWER.get(name, messages)
     processes = 1 if name in ALONE else PROCESSES
     prepare(messages)
     each = messages // processes
@@ -289,10 +289,13 @@ DRAINS = {
     "django-celery-email": "drain_by_celery",
     "seacucumber's design": "drain_by_celery",
 }
-# Those of which one process runs, and how many messages they get.
-ALONE = dict.fromkeys([*LOOPS, "django-mailer", "django-post-office"], SLOW_MESSAGES)
-# Those that take long.
-FEWER = dict.fromkeys(["django-celery-email", "seacucumber's design"], 3000)
+# Those of which one process is started.
+ALONE = (*LOOPS, "django-mailer", "django-post-office")
+# How many messages they get that take long.
+FEWER = {
+    **dict.fromkeys(("django-post-office", "django-celery-email", "seacucumber's design"), 3000),
+    **dict.fromkeys((*LOOPS, "django-mailer"), SLOW_MESSAGES),
+}
 
 ROLES: dict[str, tuple[Callable[[int], None], Callable[[int], Callable[[], int]]]] = {
     "boto3": (_nothing, _alone("boto3")),
