@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.models import (
+    MAX_RECIPIENTS,
     OutgoingContent,
     OutgoingMessage,
     OutgoingRecipient,
@@ -99,14 +100,11 @@ def insert_message(
     another one, and takes no round trip worth saving (SQLite).
     """
     connection = connections[using]
-    written = {
-        name: "NULL" if value is None else _CLOCK if isinstance(value, DatabaseNow) else "%s"
-        for name, value in values.items()
-    }
+    written = {name: _write(value) for name, value in values.items()}
     sql = _write_insert(tuple(written.items()), len(recipients), using)
     get_field = OutgoingMessage._meta.get_field
     params: list[Any] = [
-        get_field(name).get_db_prep_save(value, connection)  # type: ignore[union-attr]
+        value if isinstance(value, str) else get_field(name).get_db_prep_save(value, connection)  # type: ignore[union-attr]
         for name, value in values.items()
         if written[name] == "%s"
     ]
@@ -116,6 +114,15 @@ def insert_message(
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return bool(cursor.rowcount)
+
+
+def _write(value: object) -> str:
+    """What a statement has for a value: itself, where there are few such values."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, DatabaseNow):
+        return _CLOCK
+    return str(value) if type(value) is int and 0 <= value <= MAX_RECIPIENTS else "%s"
 
 
 @lru_cache(maxsize=256)
