@@ -31,13 +31,10 @@ def insert(
     """
     if len(rows) > 1 and connection.vendor == "postgresql":
         # The same text and as many values, however many rows there are.
-        columns = dict(zip(own, zip(*rows, strict=True), strict=True))
-        for name, column in [*columns.items()][1:]:  # one is left, to say how many rows there are
-            if column.count(column[0]) == len(rows):
-                del columns[name]
-                shared = {**shared, name: column[0]}
+        same, columns = share(dict(zip(own, zip(*rows, strict=True), strict=True)))
+        shared = {**shared, **same}
         sql = _write_insert_arrays(model, computed, tuple(shared), tuple(columns), connection.alias)
-        values = adapt(shared.values(), connection) + [[*column] for column in columns.values()]
+        values = [*adapt(shared.values(), connection), *columns.values()]
     else:
         common = adapt(shared.values(), connection)
         sql = _write_insert(model, computed, tuple(shared), own, len(rows), connection.alias)
@@ -81,6 +78,13 @@ def _write_into(
 ) -> str:
     table, *columns = quote(model, (*(name for name, _ in computed), *names), using)
     return f"INSERT INTO {table} ({', '.join(columns)})"
+
+
+def share(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What all rows have in common, and the columns that are left: the first one in any case."""
+    first, *others = columns.items()
+    same = {name: column[0] for name, column in others if column.count(column[0]) == len(column)}
+    return same, {name: [*column] for name, column in (first, *others) if name not in same}
 
 
 @functools.cache

@@ -32,7 +32,7 @@ from connect_mailer.models import (
     OutgoingRecipient,
     Tally,
 )
-from connect_mailer.statements import Statement, insert, mark, quote, unnest
+from connect_mailer.statements import Statement, insert, mark, quote, share, unnest
 from connect_mailer.tallies import (
     SIMULATOR_DOMAIN,
     count,
@@ -249,13 +249,16 @@ def _update(
     pks = [one.pk for one in recipients]
     old, new, why = zip(*((one.old, one.status, one.reason) for one in recipients), strict=True)
     if connection.vendor == "postgresql":
-        rows = unnest(OutgoingRecipient, ("id", "status", "status", "reason"), using)
+        same, own = share({"id": pks, "old": old, "status": new, "reason": why})
+        fields = tuple("status" if name == "old" else name for name in own)
+        columns = unnest(OutgoingRecipient, fields, using)
+        rows = f"SELECT {'%s, ' * len(same)}own.* FROM {columns} AS own"  # noqa: S608
         sql = (
             f"UPDATE {table} AS r SET {status} = new.status, {reason} = new.reason "  # noqa: S608
-            f"FROM {rows} AS new (id, old, status, reason) "
+            f"FROM ({rows}) AS new ({', '.join((*same, *own))}) "
             f"WHERE r.{owner} = %s AND r.{pk} = new.id AND r.{status} = new.old"
         )
-        return sql, [pks, [*old], [*new], [*why], message]
+        return sql, [*same.values(), *own.values(), message]
     cases = f"CASE {pk} {'WHEN %s THEN %s ' * len(recipients)}END"
     sql = (
         f"UPDATE {table} SET {status} = {cases}, {reason} = {cases} "  # noqa: S608

@@ -112,6 +112,34 @@ def test_what_changed_since_it_was_looked_at_is_not_taken_back(signer, post, mon
     assert counted == (1 if connection.vendor == "postgresql" else 2)
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("codes", [["550 a", "550 b"], ["550 a", "550 a"]], ids=["own", "same"])
+@pytest.mark.parametrize("was", ["sent", "delivered"])
+def test_each_recipient_gets_what_was_said_of_her(signer, post, codes, was):
+    message = OutgoingMessage.objects.create(
+        sender="site@example.com", due_at=timezone.now(), status="sent", ses_message_id="an-id"
+    )
+    everybody = [*PEOPLE, "c@example.com"]
+    for address, status in zip(everybody, ["sent", was, "sent"], strict=True):
+        message.recipients.create(address=address, envelope=address, status=status)
+    bounced = [
+        {"emailAddress": address, "status": "5.1.1", "diagnosticCode": code}
+        for address, code in zip(PEOPLE, codes, strict=True)
+    ]
+    mail = make_mail(everybody, ses_message_id="an-id")
+    assert post(signer.notification(make_bounce(bounced, mail=mail))).status_code == 200
+    reasons = [f"Permanent/General: {code}" for code in codes]
+    expected = list(zip(PEOPLE, ["bounced"] * 2, reasons, strict=True))
+    found = message.recipients.order_by("pk").values_list("address", "status", "reason")
+    assert list(found) == [*expected, ("c@example.com", "sent", "")]
+    noted = message.events.order_by("address").values_list("address", "kind", "detail")
+    assert list(noted) == expected
+    rows = Bounce.objects.order_by("address").values_list("address", "diagnostic_code")
+    assert list(rows) == list(zip(PEOPLE, codes, strict=True))
+    unsubscribed = Unsubscribe.objects.order_by("address").values_list("address", "detail")
+    assert list(unsubscribed) == list(zip(PEOPLE, reasons, strict=True))
+
+
 @contextmanager
 def held(take: Callable[[], object], give_back: Callable[[], object]) -> Iterator[None]:
     """Something that another transaction has, until the block ends, or for long."""
