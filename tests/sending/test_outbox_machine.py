@@ -94,8 +94,10 @@ class Outbox(RuleBasedStateMachine):
 
     # What may happen
 
-    @initialize(kinds=kinds, event=st.sampled_from([None, *EVENTS]))
-    def begin(self, kinds: list[str], event: str | None) -> None:
+    @initialize(
+        kinds=kinds, event=st.sampled_from([None, *EVENTS]), keep_days=st.sampled_from([None, 30])
+    )
+    def begin(self, kinds: list[str], event: str | None, keep_days: int | None) -> None:
         """Something has become of some rows, and a drain holds others: what follows is rarer."""
         self.queue(number=4, recipients=1, priority=5, stream="default", is_later=False)
         self.queue(number=1, recipients=1, priority=0, stream="default", is_later=False)
@@ -107,6 +109,8 @@ class Outbox(RuleBasedStateMachine):
         if event:  # before the answer has been written down
             self.hear_event_of(self.held[0].pk, event)
         self.settle_as(list(zip(self.held, kinds, strict=False)), keeps=False)
+        if keep_days:  # none of them is so old, but bodies go
+            self.purge(keep_days=keep_days)
 
     @precondition(lambda self: len(self.find(is_open=True)) < 8)
     @rule(
