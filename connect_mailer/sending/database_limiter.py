@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from django.db import DEFAULT_DB_ALIAS, Error, connections, models, transaction
+from django.db.models.lookups import GreaterThan
 
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.exceptions import LimiterUnavailable
@@ -18,6 +19,10 @@ from connect_mailer.sending import limiter
 from connect_mailer.sending.limiter import Bucket, Hint, Memory, Reservation
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+# A process that stops in the middle (its machine is suspended, or out of the network) has the row
+# locked, and all others wait for it: PostgreSQL ends what does nothing for so long.
+IDLE_LIMIT = "5s"
 
 
 @dataclass(kw_only=True)
@@ -119,7 +124,10 @@ class DatabaseLimiter:
     def _lock(self) -> None:
         # An UPDATE, and before the clock is read: SQLite takes its lock only to write, and
         # PostgreSQL's clock stands still while a statement waits for one.
-        if not self._rows.update(slowdown=models.F("slowdown")):
+        rows = self._rows
+        if connections[self._using].vendor == "postgresql":
+            rows = rows.filter(GreaterThan(_limit_idling(), ""))
+        if not rows.update(slowdown=models.F("slowdown")):
             is_mysql = connections[self._using].vendor == "mysql"
             LimiterState.objects.using(self._using).bulk_create(
                 [LimiterState(name=self._name)],
@@ -129,7 +137,7 @@ class DatabaseLimiter:
                 update_conflicts=is_mysql,
                 update_fields=["slowdown"] if is_mysql else None,
             )
-            self._rows.update(slowdown=models.F("slowdown"))
+            rows.update(slowdown=models.F("slowdown"))
 
     def _read(self) -> tuple[Bucket, int]:
         # Locking again costs nothing, and MySQL reads the newest version only so.
@@ -144,3 +152,13 @@ class DatabaseLimiter:
             Bucket(arrival_us=arrival_us, slowdown=slowdown, slowdown_us=slowdown_us),
             (now - epoch) // timedelta(microseconds=1),
         )
+
+
+def _limit_idling() -> models.Func:
+    """What tells PostgreSQL so for this transaction, in a statement that there is anyway."""
+    name, limit, is_local = map(
+        models.Value, ("idle_in_transaction_session_timeout", IDLE_LIMIT, True)
+    )
+    return models.Func(
+        name, limit, is_local, function="set_config", output_field=models.TextField()
+    )

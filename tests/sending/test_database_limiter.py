@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from connect_mailer.exceptions import LimiterUnavailable
 from connect_mailer.models import MAX_RECIPIENTS, LimiterState
-from connect_mailer.sending import limiter
+from connect_mailer.sending import database_limiter, limiter
 from connect_mailer.sending.database_limiter import DatabaseLimiter
 
 NO_QUERIES = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
@@ -101,6 +101,39 @@ def test_a_connection_that_was_lost_is_made_again() -> None:
     with pytest.raises(LimiterUnavailable):
         drain.reserve([1], 0.01)
     assert drain.reserve([1], 0.01).wait_seconds > 4000
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="no other server ends what idles")
+@pytest.mark.parametrize("is_new", [True, False])
+def test_who_stops_in_the_middle_holds_up_nobody(
+    is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_new:
+        DatabaseLimiter().reserve([50], 0.01)
+    monkeypatch.setattr(database_limiter, "IDLE_LIMIT", "200ms")
+    has_locked, goes_on = threading.Event(), threading.Event()
+
+    class Suspended(DatabaseLimiter):
+        def _read(self) -> Any:
+            has_locked.set()
+            goes_on.wait(60)
+            return super()._read()
+
+    def reserve() -> None:
+        try:
+            Suspended().reserve([1], 1)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        suspended = pool.submit(reserve)
+        assert has_locked.wait(60)
+        answer = DatabaseLimiter().reserve([1], 0.01)
+        goes_on.set()
+        with pytest.raises(LimiterUnavailable, match="idle-in-transaction"):
+            suspended.result(60)
+    assert answer.granted == is_new
 
 
 @pytest.mark.django_db(transaction=True)
