@@ -34,6 +34,7 @@ from connect_mailer.models import (
     OutgoingMessage,
     OutgoingRecipient,
 )
+from connect_mailer.transactions import again_at_deadlock
 
 Status = OutgoingMessage.Status
 
@@ -322,17 +323,25 @@ class OutgoingMessageAdmin(LargeTableAdmin):
 
         pks = list(queryset.values_list("pk", flat=True))
         rows = OutgoingMessage.objects.filter(pk__in=pks)
-        with transaction.atomic(using=rows.db):
-            waiting = set(rows.filter(status__in=OutgoingMessage.OPEN).values_list("pk", flat=True))
-            queued = outbox.send_again(rows)
-            wake_on_commit(using=rows.db)
-            changed = rows.filter(status=Status.QUEUED).exclude(pk__in=waiting)
-            self._note(
-                request,
-                list(changed.values_list("pk", flat=True)),
-                _("Queued again by %(name)s."),
-                _("Queued again."),
-            )
+
+        @again_at_deadlock
+        def act(*, using: str) -> tuple[int, int]:
+            with transaction.atomic(using=using):
+                waiting = set(
+                    rows.filter(status__in=OutgoingMessage.OPEN).values_list("pk", flat=True)
+                )
+                queued = outbox.send_again(rows)
+                wake_on_commit(using=using)
+                changed = rows.filter(status=Status.QUEUED).exclude(pk__in=waiting)
+                self._note(
+                    request,
+                    list(changed.values_list("pk", flat=True)),
+                    _("Queued again by %(name)s."),
+                    _("Queued again."),
+                )
+            return queued, len(waiting)
+
+        queued, waiting = act(using=rows.db)
         for number, text, level in (
             (
                 queued,
@@ -340,14 +349,14 @@ class OutgoingMessageAdmin(LargeTableAdmin):
                 messages.SUCCESS,
             ),
             (
-                len(waiting),
+                waiting,
                 ngettext_lazy(
                     "%d message is on its way already.", "%d messages are on their way already."
                 ),
                 messages.INFO,
             ),
             (
-                len(pks) - len(waiting) - queued,
+                len(pks) - waiting - queued,
                 ngettext_lazy(
                     "%d message can't be sent again: its body is no longer kept.",
                     "%d messages can't be sent again: their bodies are no longer kept.",
@@ -365,11 +374,18 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         from connect_mailer.tasks import wake_on_commit
 
         pks = list(queryset.values_list("pk", flat=True))
-        using = outbox.get_database()
-        with transaction.atomic(using=using):
-            hurried = outbox.send_now(pks, using=using)
-            wake_on_commit(using=using)
-            self._note(request, hurried, _("Made due at once by %(name)s."), _("Made due at once."))
+
+        @again_at_deadlock
+        def act(*, using: str) -> list[int]:
+            with transaction.atomic(using=using):
+                hurried = outbox.send_now(pks, using=using)
+                wake_on_commit(using=using)
+                self._note(
+                    request, hurried, _("Made due at once by %(name)s."), _("Made due at once.")
+                )
+            return hurried
+
+        hurried = act(using=outbox.get_database())
         self._tell(
             request,
             len(hurried),
@@ -383,11 +399,16 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         from connect_mailer.sending import outbox
 
         pks = list(queryset.values_list("pk", flat=True))
-        using = outbox.get_database()
         reason = _("Cancelled by %(name)s.") % {"name": request.user.get_username()}
-        with transaction.atomic(using=using):
-            cancelled = outbox.cancel(pks, reason, using=using)
-            self._note(request, cancelled, _("Cancelled by %(name)s."), _("Cancelled."))
+
+        @again_at_deadlock
+        def act(*, using: str) -> list[int]:
+            with transaction.atomic(using=using):
+                cancelled = outbox.cancel(pks, reason, using=using)
+                self._note(request, cancelled, _("Cancelled by %(name)s."), _("Cancelled."))
+            return cancelled
+
+        cancelled = act(using=outbox.get_database())
         self._tell(
             request,
             len(cancelled),

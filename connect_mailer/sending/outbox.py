@@ -747,7 +747,11 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
     Suppression is asked again when they are sent. Waking a worker is the caller's part
     (``connect_mailer.tasks.wake`` on commit).
     """
-    using = get_database()
+    return _queue_again(queryset, using=get_database())
+
+
+@again_at_deadlock
+def _queue_again(queryset: QuerySet[OutgoingMessage], *, using: str) -> int:
     with transaction.atomic(using=using):
         # Rows before their recipients, as everywhere: or two would wait for each other.
         pks = list(
@@ -778,6 +782,7 @@ def send_again(queryset: QuerySet[OutgoingMessage]) -> int:
         )
 
 
+@again_at_deadlock
 def send_now(pks: Sequence[int], *, using: str) -> list[int]:
     """Let queued rows that wait for their time into the line now; return which.
 
@@ -791,6 +796,7 @@ def send_now(pks: Sequence[int], *, using: str) -> list[int]:
     return queued
 
 
+@again_at_deadlock
 def cancel(pks: Sequence[int], reason: str, *, using: str) -> list[int]:
     """Let queued rows end ``failed``; return which. Their bodies are kept as those of others."""
     with transaction.atomic(using=using):
@@ -859,10 +865,21 @@ def _in_chunks(queryset: QuerySet[Any], act: Callable[[QuerySet[Any]], None]) ->
         # Locked, they stay as they are. MariaDB may look for the rest of what was asked by
         # another index than the key's, and wait at a row that it doesn't want.
         rows = queryset.model._default_manager.using(queryset.db)
-    while True:
-        with transaction.atomic(using=queryset.db):
-            pks = list(_lock(queryset).values_list("pk", flat=True)[:PURGE_CHUNK])
-            if not pks:
-                return total
+    while number := _work_off(queryset, rows, act, using=queryset.db):
+        total += number
+    return total
+
+
+@again_at_deadlock
+def _work_off(
+    queryset: QuerySet[Any],
+    rows: QuerySet[Any],
+    act: Callable[[QuerySet[Any]], None],
+    *,
+    using: str,
+) -> int:
+    with transaction.atomic(using=using):
+        pks = list(_lock(queryset).values_list("pk", flat=True)[:PURGE_CHUNK])
+        if pks:
             act(rows.filter(pk__in=pks))
-        total += len(pks)
+    return len(pks)
