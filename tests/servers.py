@@ -229,13 +229,17 @@ class Postgres:
         self._server.ensure_postgres_running()
 
     def limit_files(self, size: int | str) -> None:
-        """Let no connection that is opened from now on make a file larger than this."""
-        # As the user that the server runs as: even root may not without that.
-        subprocess.run(
-            ["prlimit", "--pid", str(self.pid), f"--fsize={size}:"],
-            user=self._server.system_user,
-            check=True,
-        )
+        """Let no connection, of now or later, make a file larger than this."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (str(self.pid), *children):
+            # As the user that the server runs as: even root may not without that. One that has
+            # ended meanwhile needs no limit.
+            subprocess.run(
+                ["prlimit", "--pid", pid, f"--fsize={size}:"],
+                user=self._server.system_user,
+                stderr=subprocess.DEVNULL,
+                check=pid == str(self.pid),
+            )
 
 
 @contextlib.contextmanager

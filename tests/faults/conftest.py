@@ -87,7 +87,8 @@ class Valkey:
 def _make_wrong_clock(off_seconds: int) -> dict[str, str]:
     """An environment in which a program reads another time than it is."""
     spec = importlib.util.find_spec("libfaketime")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     library = Path(spec.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
     return {
         "LD_PRELOAD": str(library),

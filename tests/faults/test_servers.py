@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from connect_mailer.testing.ses import LocalSES
+from connect_mailer.testing.ses import Fault, LocalSES
 from tests import servers
 from tests.faults.conftest import APP, CUT, Valkey
 from tests.site.running import (
+    Site,
     SQLiteSite,
     count_arrivals,
     everybody,
@@ -153,15 +158,60 @@ def test_the_database_goes_away_and_is_full(ses: LocalSES, tmp_path: Path) -> No
         given_up = len(set(re.findall(r"Row (\d+) could not be settled", worker.read())))
         assert sum(number - 1 for number in arrivals.values()) <= given_up
 
+        worker.send_to_group(signal.SIGTERM)
+        worker.wait(60)
+
         # No file of it may grow any more than this; WAL has 16 MB.
         server.limit_files(20_000_000)
-        said = site.fail("send", "40", "1000000")
-        assert "could not extend file" in said
+        assert "could not extend file" in site.fail("send", "40", "1000000")
         assert site.count() == {"sent": 800}
         assert site.ask("SELECT count(*) FROM connect_mailer_outgoingrecipient") == [(800,)]
         server.limit_files("unlimited")
-        site.run("send", "1")
-        wait_for(lambda: site.count() == {"sent": 801}, tell=worker.read)
+        ses.clear()
+        site.run("queue", "100")
+
+        # Claiming
+        ses.configure(rate=2000, latency_seconds=4)
+        server.limit_files(20_000_000)
+        fill_up(site)
+        worker = site.start_worker(app=APP)
+        wait_for(lambda: "could not extend file" in worker.read(), tell=worker.read)
+        assert site.count() == {"sent": 800, "queued": 100}
+        assert ses.mailbox() == []
+        server.limit_files("unlimited")
+
+        # Settling
+        wait_for(lambda: bool(ses.mailbox()), tell=worker.read)
+        said = worker.read()
+        server.limit_files(20_000_000)
+        fill_up(site)  # at once, as it has that size already
+        wait_for(lambda: "could not extend file" in worker.read()[len(said) :], tell=worker.read)
+        assert site.count()["sent"] == 800
+        server.limit_files("unlimited")
+        wait_for(lambda: site.count() == {"sent": 900}, tell=worker.read)
+        # Once for each.
+        assert worker.read().count("database is out of reach") <= 2 * 2
+    assert count_arrivals(ses) == dict.fromkeys(everybody(100), 1)
+
+
+# What was rolled back takes its room until somebody tidies up.
+UNTIDY = "ALTER TABLE connect_mailer_outgoingmessage SET (autovacuum_enabled = false)"
+FILL = """
+    INSERT INTO connect_mailer_outgoingmessage SELECT copy.* FROM generate_series(1, 100000) AS n,
+        (SELECT * FROM connect_mailer_outgoingmessage LIMIT 1) AS row,
+        jsonb_populate_record(row::connect_mailer_outgoingmessage, jsonb_build_object('id', -n,
+            'uuid', gen_random_uuid())) AS copy
+"""
+
+
+def fill_up(site: Site) -> None:
+    """Let the table of messages take all that it may."""
+    site.ask(UNTIDY)
+    with pytest.raises(psycopg.Error, match="could not extend file"):
+        site.ask(FILL)
+
+
+PAGES = 1000
 
 
 def test_sqlite_is_locked_or_full(ses: LocalSES, tmp_path: Path) -> None:
@@ -180,10 +230,49 @@ def test_sqlite_is_locked_or_full(ses: LocalSES, tmp_path: Path) -> None:
         lock.execute("ROLLBACK")
         lock.close()
         wait_for(lambda: site.count() == {"sent": 150}, tell=worker.read)
+        worker.send_to_group(signal.SIGTERM)
+        worker.wait(60)
 
-        full = json.dumps(make_sqlite("PRAGMA max_page_count=1000;", timeout=1))
-        assert "database or disk is full" in site.fail("send", "9", "1000000", SITE_SERVER=full)
+        limited = json.dumps(make_sqlite(f"PRAGMA max_page_count={PAGES};", timeout=1))
+        is_full = "database or disk is full"
+        assert is_full in site.fail("send", "9", "1000000", SITE_SERVER=limited)
         assert site.count() == {"sent": 150}
-        site.run("send", "1")
-        wait_for(lambda: site.count() == {"sent": 151}, tell=worker.read)
-    assert count_arrivals(ses) == Counter([*everybody(150), *everybody(1)])
+        ses.clear()
+        site.run("queue", "100")
+
+        # Claiming
+        ses.configure(rate=2000, latency_seconds=3)
+        # What was sent needs less room than before; what was refused has to be told.
+        bad = {f"u{n}@example.org" for n in range(0, 100, 2)}
+        no = Fault(code="MessageRejected", message="x" * 1900, delay_seconds=3)
+        for recipient in bad:
+            ses.inject(replace(no, recipient=recipient))
+        with fill_sqlite(file):
+            worker = site.start_worker(app=APP, SITE_SERVER=limited)
+            wait_for(lambda: is_full in worker.read(), tell=worker.read)
+            assert site.count() == {"sent": 150, "queued": 100}
+            assert ses.mailbox() == []
+
+        # Settling
+        wait_for(lambda: bool(ses.mailbox()), tell=worker.read)
+        said = worker.read()
+        with fill_sqlite(file):
+            wait_for(lambda: is_full in worker.read()[len(said) :], tell=worker.read)
+            assert site.count().get("failed", 0) < len(bad)
+        wait_for(lambda: site.count() == {"sent": 200, "failed": 50}, tell=worker.read)
+        assert worker.read().count("database is out of reach") <= 2 * 2
+    assert count_arrivals(ses) == dict.fromkeys(everybody(100) - bad, 1)
+
+
+@contextlib.contextmanager
+def fill_sqlite(file: str) -> Iterator[None]:
+    """Use up all ``PAGES``, and give them back."""
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as connection:
+        connection.execute(f"PRAGMA max_page_count={PAGES}")
+        connection.execute("CREATE TABLE filling (blob)")
+        for size in (100_000, 3_000, 1_000):
+            with contextlib.suppress(sqlite3.OperationalError):
+                while True:
+                    connection.execute("INSERT INTO filling VALUES (zeroblob(?))", [size])
+        yield
+        connection.execute("DROP TABLE filling")
