@@ -20,6 +20,8 @@ from typing import Any
 
 ROUNDS = 15
 BATCH = 50
+# Of statements that have a plan.
+VERBS = ("SELECT", "UPDATE", "DELETE", "WITH")
 
 
 def main() -> None:
@@ -175,7 +177,7 @@ def _measure() -> tuple[dict[str, float], dict[str, list[str]]]:
             result = act()
             times.setdefault(name, []).append(time.perf_counter() - started)
         for number, (sql, params) in enumerate(asked, 1):
-            if name not in plans and sql.startswith(("SELECT", "UPDATE", "DELETE")):
+            if name not in plans and sql.lstrip().startswith(VERBS):
                 plans[f"{name}, statement {number}"] = explain(sql, params)
         plans[name] = []
         return result
