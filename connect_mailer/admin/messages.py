@@ -34,7 +34,6 @@ from connect_mailer.models import (
     OutgoingMessage,
     OutgoingRecipient,
 )
-from connect_mailer.transactions import again_at_deadlock
 
 Status = OutgoingMessage.Status
 
@@ -320,6 +319,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
         from connect_mailer.sending import outbox
         from connect_mailer.tasks import wake_on_commit
+        from connect_mailer.transactions import again_at_deadlock
 
         pks = list(queryset.values_list("pk", flat=True))
         rows = OutgoingMessage.objects.filter(pk__in=pks)
@@ -372,6 +372,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         """Those that wait for their time, or for another try."""
         from connect_mailer.sending import outbox
         from connect_mailer.tasks import wake_on_commit
+        from connect_mailer.transactions import again_at_deadlock
 
         pks = list(queryset.values_list("pk", flat=True))
 
@@ -397,6 +398,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def cancel(self, request: HttpRequest, queryset: QuerySet[OutgoingMessage]) -> None:
         """Those that have not left yet. They fail, and can be sent again."""
         from connect_mailer.sending import outbox
+        from connect_mailer.transactions import again_at_deadlock
 
         pks = list(queryset.values_list("pk", flat=True))
         reason = _("Cancelled by %(name)s.") % {"name": request.user.get_username()}
