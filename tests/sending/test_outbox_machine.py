@@ -95,9 +95,14 @@ class Outbox(RuleBasedStateMachine):
     # What may happen
 
     @initialize(
-        kinds=kinds, event=st.sampled_from([None, *EVENTS]), keep_days=st.sampled_from([None, 30])
+        kinds=kinds,
+        event=st.sampled_from([None, *EVENTS]),
+        keep_days=st.sampled_from([None, 30]),
+        is_again=st.booleans(),
     )
-    def begin(self, kinds: list[str], event: str | None, keep_days: int | None) -> None:
+    def begin(
+        self, kinds: list[str], event: str | None, keep_days: int | None, is_again: bool
+    ) -> None:
         """Something has become of some rows, and a drain holds others: what follows is rarer."""
         self.queue(number=4, recipients=1, priority=5, stream="default", is_later=False)
         self.queue(number=1, recipients=1, priority=0, stream="default", is_later=False)
@@ -111,6 +116,8 @@ class Outbox(RuleBasedStateMachine):
         self.settle_as(list(zip(self.held, kinds, strict=False)), keeps=False)
         if keep_days:  # none of them is so old, but bodies go
             self.purge(keep_days=keep_days)
+        for pk in self.find(is_open=False) if is_again else []:
+            self.send_one_again(pk)
 
     @precondition(lambda self: len(self.find(is_open=True)) < 8)
     @rule(
@@ -290,7 +297,9 @@ class Outbox(RuleBasedStateMachine):
     @precondition(lambda self: self.find(is_open=False))
     @rule(place=place, is_any=st.booleans())
     def send_again(self, place: float, is_any: bool) -> None:
-        pk = pick(place, list(self.rows) if is_any else self.find(is_open=False))
+        self.send_one_again(pick(place, list(self.rows) if is_any else self.find(is_open=False)))
+
+    def send_one_again(self, pk: int) -> None:
         if outbox.send_again(OutgoingMessage.objects.filter(pk=pk)):
             assert not self.rows[pk].is_open, "it was about to be sent"
             # Who holds it from before may still say that it was sent, but nothing else.
