@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from django.conf import settings
-from django.core import checks
+from django.core.checks import ERROR
 from django.db import DatabaseError
 from django.db.models.expressions import CombinedExpression
 
+from connect_mailer import checks
 from connect_mailer.account.findings import Finding, error, note, ok, warning
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.conf import conf
@@ -42,7 +43,6 @@ SKEW_SECONDS: Final = 30.0
 HTTP_SECONDS: Final = 10.0
 INSPECT_SECONDS: Final = 2.0
 SIMULATOR: Final = f"success@{SIMULATOR_DOMAIN}"
-_CHECKS: Final = "connect_mailer.checks"
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -65,10 +65,10 @@ def examine_site() -> Iterator[Finding]:
 
 def _examine_settings() -> Iterator[Finding]:
     # The app's own alone: this is asked at each look at a page.
-    own = [check for check in checks.registry.registry.get_checks() if check.__module__ == _CHECKS]
-    found = [message for check in own for message in check(app_configs=None, databases=None)]
+    own = (*checks.COMPATIBILITY, *checks.SECURITY)
+    found = [message for check in own for message in check()]
     for message in found:
-        make = error if message.level >= checks.ERROR else warning
+        make = error if message.level >= ERROR else warning
         yield make("settings", f"{message.id}: {message.msg}", message.hint or "")
     if not found:
         yield ok("settings", "The system checks of the app find nothing.")
