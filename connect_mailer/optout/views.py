@@ -38,19 +38,30 @@ _View = Callable[..., HttpResponse]
 
 
 def _page_for_all(view: _View) -> _View:
-    """For readers without a login and for providers without a token; kept in no cache."""
+    """For readers without a login and for providers without a token; kept in no cache.
+
+    Every answer has the headers, the refusals too: the URL is a key wherever it is asked for.
+    """
 
     @login_not_required
     @csrf_exempt
     @never_cache
     @wraps(view)
     def answer(request: HttpRequest, **kwargs: Any) -> HttpResponse:
+        response: HttpResponse
         if request.method not in ("GET", "HEAD", "POST"):
-            return HttpResponseNotAllowed(["GET", "HEAD", "POST"])
-        try:
-            return view(request, **kwargs)
-        except InvalidToken:
-            return _render(request, "unsubscribe_invalid", status=404)
+            response = HttpResponseNotAllowed(["GET", "HEAD", "POST"])
+        else:
+            try:
+                response = view(request, **kwargs)
+            except InvalidToken:
+                response = _render(request, "unsubscribe_invalid", status=404)
+        response.headers["Content-Security-Policy"] = _policy(_load_style())
+        # The URL of the page is a key: it goes to no search engine and to no other site.
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["X-Robots-Tag"] = "noindex"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
 
     return answer
 
@@ -106,20 +117,17 @@ def _log(what: str, optout: OptOut) -> None:
 def _render(
     request: HttpRequest, name: str, *, status: int = 200, **context: object
 ) -> HttpResponse:
-    style = render_to_string("connect_mailer/pages.css")
     with translation.override(_choose_language(request)):
-        response = render(
+        return render(
             request,
             f"connect_mailer/{name}.html",
-            {"site_name": request.get_host(), "style": style, **context},
+            {"site_name": request.get_host(), "style": _load_style(), **context},
             status=status,
         )
-    response.headers["Content-Security-Policy"] = _policy(style)
-    # The URL of the page is a key: it goes to no search engine and to no other site.
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["X-Robots-Tag"] = "noindex"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+
+
+def _load_style() -> str:
+    return render_to_string("connect_mailer/pages.css")
 
 
 def _choose_language(request: HttpRequest) -> str:

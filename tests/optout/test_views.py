@@ -199,14 +199,23 @@ def test_an_altered_link_opts_nobody_out(client):
 # What the pages tell others
 
 
-@pytest.mark.parametrize("method", ["get", "post"])
-def test_headers(method, client):
-    response = getattr(client, method)(_url())
+@pytest.mark.usefixtures("_secret")
+@pytest.mark.parametrize("method", ["get", "head", "post", "put"])
+@pytest.mark.parametrize(
+    "path",
+    ["{token}/", "{token}/undo/", "thanks/", "?email=test@test.com&code={code}", "a.b/"],
+    ids=["token", "undo", "thanks", "old link", "bad token"],
+)
+def test_headers(path, method, client):
+    path = path.format(token=make_token(ADDRESS), code=CODE)
+    response = getattr(client, method)(f"/mail/unsubscribe/{path}")
+    assert response.status_code == (405 if method == "put" else 404 if path == "a.b/" else 200)
     assert "no-store" in response["Cache-Control"]
     assert "private" in response["Cache-Control"]
     assert response["X-Robots-Tag"] == "noindex"
     assert response["Referrer-Policy"] == "no-referrer"
     assert response["X-Content-Type-Options"] == "nosniff"
+    assert response["Content-Security-Policy"].startswith("default-src 'none';")
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
