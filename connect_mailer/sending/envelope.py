@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.core.mail import EmailMessage
+from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils import timezone
 
 from connect_mailer import addresses
@@ -23,7 +23,7 @@ from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidMessage
 from connect_mailer.models import MESSAGE_ID_TAG, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending import signature
-from connect_mailer.sending.mime import serialise
+from connect_mailer.sending.mime import has_way_out, serialise
 from connect_mailer.sending.ses import (
     MAX_MESSAGE_BYTES,
     Envelope,
@@ -233,10 +233,13 @@ def freeze(draft: Draft, headers: Mapping[str, str] | None = None) -> bytes:
     message.cc = [_in_ascii(cc) for cc in message.cc if cc and not _is_in(cc, suppressed)]
     message.bcc = []
     message.extra_headers, raw = _split_headers(message.extra_headers, suppressed)
-    if headers and not raw:
-        raw = dict(headers)
     try:
-        mime = _write_raw(raw) + serialise(message)
+        mime = serialise(message)
+        # Code of the site that writes the message may write them there; Django does not.
+        is_djangos = type(message) in (EmailMessage, EmailMultiAlternatives)
+        if headers and not raw and (is_djangos or not has_way_out(mime)):
+            raw = dict(headers)
+        mime = _write_raw(raw) + mime
         if options := conf.dkim:
             mime = signature.sign(mime, options)
     except ConnectMailerError:

@@ -52,10 +52,18 @@ _LINE: Final = rb"[^\x00-\x08\n-\x1f\x7f]{0,%d}" % (998 if django.VERSION < (6, 
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 _LINES: Final = re.compile(rb"(?:%b\n)*%b" % (_LINE, _LINE))
 
+_WAY_OUT: Final = re.compile(rb"^List-Unsubscribe(?:-Post)?[ \t]*:", re.IGNORECASE | re.MULTILINE)
+
 
 def serialise(message: EmailMessage) -> bytes:
     """The bytes that Django's own SMTP backend would send, on each version."""
     return _fill_in(message) or _write(message)
+
+
+def has_way_out(mime: bytes) -> bool:
+    """Whether a message's own headers, not those of its parts, have one of opting out."""
+    end = mime.find(b"\r\n\r\n")
+    return _WAY_OUT.search(mime, 0, len(mime) if end < 0 else end) is not None
 
 
 def _write(message: EmailMessage) -> bytes:

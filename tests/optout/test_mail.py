@@ -85,6 +85,29 @@ def test_what_the_caller_wrote_stays(name, ses):
     assert headers[name.lower()] == "<https://a.example/>"
 
 
+class _Newsletter(EmailMessage):
+    """One that writes its way out when it is written itself."""
+
+    own: str | None = None
+
+    def message(self, **kwargs):
+        message = super().message(**kwargs)
+        if self.own:
+            message[self.own] = "<https://a.example/>"
+        return message
+
+
+@pytest.mark.parametrize("name", ["list-unsubscribe", "List-Unsubscribe-Post"])
+def test_what_a_class_of_the_site_wrote_stays(name, ses):
+    arguments = ("Héllo", "\nList-Unsubscribe: in the text", "site@example.com")
+    own, none = (_Newsletter(*arguments, [f"{who}@example.org"]) for who in ("own", "none"))
+    own.own = name
+    own, none = sorted(_send(ses, own, none), key=lambda mail: mail.recipients, reverse=True)
+    written = [(key, value) for key, value in own.message.items() if key.lower()[:5] == "list-"]
+    assert written == [(name, "<https://a.example/>")]
+    assert _read_link(none).address == "none@example.org"
+
+
 def test_none_in_account_mail(ses, settings):
     settings.CONNECT_MAILER["UNSUBSCRIBE_SPLIT"] = True
     message = _message("jo@example.org", "eve@example.org")
