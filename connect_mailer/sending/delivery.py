@@ -50,6 +50,7 @@ from connect_mailer.models import (
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.database_limiter import DatabaseLimiter
 from connect_mailer.sending.limiter import AHEAD_SECONDS, Limiter, RedisLimiter, Reservation
+from connect_mailer.sending.mime import has_way_out
 from connect_mailer.sending.pauses import find_paused
 from connect_mailer.sending.rate import account_rate
 from connect_mailer.sending.ses import Envelope, SESClient
@@ -341,6 +342,7 @@ class Drain:
         self._retry_delay_seconds = conf.retry_delay_seconds
         self._holds_doubtful = conf.in_doubt == "hold"
         self._pause_seconds = conf.pause_seconds
+        self._has_contact_list = bool(conf.ses_contact_list)
         self._keeps_bodies = conf.keep_bodies_days > 0
         self._ends_at = now + conf.drain_seconds
         self._look_at = self._beat_at = self._settle_at = self._clear_at = 0.0
@@ -642,14 +644,18 @@ class Drain:
             elif not kept:
                 end = (Status.SUPPRESSED, "")
             else:
+                mime = bytes(body)
                 envelope = Envelope(
                     sender=row.sender,
                     recipients=tuple(kept),
-                    mime=bytes(body),
+                    mime=mime,
                     tags={**row.tags, MESSAGE_ID_TAG: str(row.uuid)},
                     # SES puts a link for one reader in, so it takes no others with her.
                     topic=row.mailing_list
-                    if len(kept) == 1 and row.stream == OutgoingMessage.Stream.DEFAULT
+                    if self._has_contact_list
+                    and len(kept) == 1
+                    and row.stream == OutgoingMessage.Stream.DEFAULT
+                    and not has_way_out(mime)
                     else None,
                 )
                 outcomes.append(envelope)

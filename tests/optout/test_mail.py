@@ -349,6 +349,23 @@ def test_a_contact_list_of_ses(ses, settings):
     ]
 
 
+@pytest.mark.parametrize("name", ["List-Unsubscribe", "list-unsubscribe-post"])
+def test_a_contact_list_leaves_a_message_its_own_way_out(name, ses, settings):
+    settings.CONNECT_MAILER["SES_CONTACT_LIST"] = "readers"
+    own = _message("jo@example.org", headers={name: "<https://a.example/>"})
+    (mail,) = _send(ses, own)
+    assert (mail.contact_list, mail.message[name]) == ("", "<https://a.example/>")
+
+
+def test_a_contact_list_leaves_what_was_queued_before_it_was_set(ses, settings):
+    ConnectMailerBackend().send_messages([_message("jo@example.org")])
+    settings.CONNECT_MAILER["SES_CONTACT_LIST"] = "readers"
+    deliver_all()
+    (mail,) = ses.mailbox()
+    assert mail.contact_list == ""
+    assert _read_link(mail).address == "jo@example.org"
+
+
 # A scanner
 
 
