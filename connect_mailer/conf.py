@@ -7,6 +7,7 @@ start-up; nothing is guessed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import ssl
@@ -74,6 +75,12 @@ CALL_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
 
 # Characters in the name of a mailing list: what its column holds.
 MAX_LIST_LENGTH: Final = 100
+# As an unsubscribe link writes it (JSON: six for a character that is not ASCII): so much fits a
+# line of 998 beside the longest address and 150 for the site's own part of the URL.
+_MAX_ESCAPED_LIST: Final = 240
+LIST_NAME: Final = (
+    f"of at most {MAX_LIST_LENGTH} characters, or {_MAX_ESCAPED_LIST // 6} that are not ASCII"
+)
 
 # Source: SES developer guide, "Manual DKIM signing": headers that SES writes itself.
 NEVER_SIGNED: Final = frozenset({"message-id", "date", "return-path", "bounces-to"})
@@ -531,21 +538,20 @@ class Conf:
         """The lists that readers may leave one by one: names, and titles for readers.
 
         Where it names any, a ``mailing_list`` that is not among them is refused when a message is
-        queued. A title may be a lazy translation; a name has at most 100 characters.
+        queued. A title may be a lazy translation; a name has at most 100 characters, or 40 of
+        other scripts than ASCII, which take more room in a link.
 
         :setting: MAILING_LISTS
         :type: dict of names and titles, such as ``{"digest": "Weekly digest"}``
         :default: ``{}``
         """
         value = self._get("MAILING_LISTS", {})
-        if not isinstance(value, Mapping) or not all(
-            isinstance(name, str) and 0 < len(name) <= MAX_LIST_LENGTH for name in value
-        ):
+        if not isinstance(value, Mapping) or not all(name and is_list_name(name) for name in value):
             raise _wrong(
                 "MAILING_LISTS",
                 value,
-                "a dict such as {'digest': 'Weekly digest'}, with names of at most",
-                f"{MAX_LIST_LENGTH} characters",
+                "a dict such as {'digest': 'Weekly digest'}, with names",
+                LIST_NAME,
             )
         return value
 
@@ -778,6 +784,15 @@ class Conf:
 
 
 conf = Conf()
+
+
+def is_list_name(name: object) -> bool:
+    """Whether it can be the name of a mailing list: its column holds it, and so does a link."""
+    if not isinstance(name, str) or len(name) > MAX_LIST_LENGTH:
+        return False
+    if name.isascii() and name.isprintable():
+        return True  # without the work, as it is asked of each message
+    return len(json.dumps(name)) - len('""') <= _MAX_ESCAPED_LIST
 
 
 def _wrong(name: str, value: object, *wanted: str) -> ConfigurationError:

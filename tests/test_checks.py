@@ -57,6 +57,7 @@ def test_a_good_set_up_is_silent() -> None:
         ({"UNSUBSCRIBE_MAILTO": "Leave <leave@example.com>"}, "E003", "'Leave <"),
         ({"UNSUBSCRIBE_SPLIT": "no"}, "E003", "True or False"),
         ({"MAILING_LISTS": {"x" * 101: "Too long"}}, "E003", "100 characters"),
+        ({"MAILING_LISTS": {"\N{GREEK SMALL LETTER ALPHA}" * 41: "Too long"}}, "E003", "ASCII"),
     ],
 )
 def test_mistakes_in_the_dict(settings: Any, options: Any, name: str, words: str) -> None:

@@ -34,7 +34,8 @@ def for_recipient(address: str, mailing_list: str = "") -> dict[str, str]:
     """Return the headers that let the one recipient of a message opt out in her mail client.
 
     Empty where the site has neither a base URL nor an address for it. A link is longer than a
-    line of a header should be: write it unfolded, or mail clients will not find it.
+    line of a header should be: write it unfolded, or mail clients will not find it. The page
+    always has its link, the address for it only if there is room on that line.
 
     Raises: as ``unsubscribe_url``.
     """
@@ -43,9 +44,9 @@ def for_recipient(address: str, mailing_list: str = "") -> dict[str, str]:
     # who opts out.
     links = [f"<{url}>"] if url else []
     if mailto:
-        links.append(f"<mailto:{mailto}?subject={make_token(address, mailing_list)}>")
-    if sum(map(len, links)) > _MAX_LINKS:
-        links.pop()
+        second = f"<mailto:{mailto}?subject={make_token(address, mailing_list)}>"
+        if sum(map(len, links)) + len(second) <= _MAX_LINKS:
+            links.append(second)
     if not links:
         return {}
     headers = {"List-Unsubscribe": ", ".join(links)}

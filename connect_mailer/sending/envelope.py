@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from connect_mailer import addresses
 from connect_mailer.addresses import Address
-from connect_mailer.conf import MAX_LIST_LENGTH, conf
+from connect_mailer.conf import LIST_NAME, conf, is_list_name
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidMessage
 from connect_mailer.models import MESSAGE_ID_TAG, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending import signature
@@ -64,10 +64,10 @@ class Options:
             raise InvalidMessage(
                 f"priority is {self.priority!r}; it must be a whole number from 0 (first) to 9."
             )
-        if not isinstance(self.mailing_list, str) or len(self.mailing_list) > MAX_LIST_LENGTH:
+        if not is_list_name(self.mailing_list):
             raise InvalidMessage(
-                f"mailing_list is {self.mailing_list!r}; it must be the name of a list, of at "
-                f"most {MAX_LIST_LENGTH} characters, or empty."
+                f"mailing_list is {self.mailing_list!r}; it must be empty, or the name of a list, "
+                f"{LIST_NAME}."
             )
         for name in ("send_after", "expires_at"):
             value = getattr(self, name)

@@ -6,7 +6,9 @@ import pytest
 from django.test import override_settings
 from django.urls import include, path, reverse, set_urlconf
 
-from connect_mailer.exceptions import ConfigurationError, InvalidAddress
+from connect_mailer.backend import ConnectMailerBackend
+from connect_mailer.conf import conf
+from connect_mailer.exceptions import ConfigurationError, InvalidAddress, InvalidMessage
 from connect_mailer.optout import unsubscribe_url
 from connect_mailer.optout.headers import for_recipient
 from connect_mailer.optout.tokens import OptOut, make_token, read_token
@@ -47,11 +49,37 @@ def test_a_link_names_the_reader_and_the_list():
     assert f"<{url}>" == for_recipient("ada+x@example.com", "digest")["List-Unsubscribe"]
 
 
-def test_the_longest_address_fits_a_line():
-    longest = "x" * 64 + "@" + ".".join(["y" * 61] * 3) + ".ee"
-    header = for_recipient(longest, "a" * 100)["List-Unsubscribe"]
+LONGEST = [
+    "x" * 64 + "@" + ".".join(["y" * 61] * 3) + ".ee",
+    # Of characters that the token's JSON escapes.
+    '"' + '\\"' * 31 + '"@' + ".".join(["y" * 61] * 3) + ".ee",
+]
+
+
+@pytest.mark.parametrize("mailing_list", ["a" * 100, "日" * 40, "\N{BEAR FACE}" * 20, '"' * 100])
+@pytest.mark.parametrize("longest", LONGEST)
+@pytest.mark.parametrize("mailto", ["", "leave@example.com", "leave@" + "y" * 240 + ".example"])
+def test_the_longest_address_and_list_fit_a_line(longest, mailing_list, mailto, settings):
+    base = "https://" + "z" * 120 + ".example"
+    settings.CONNECT_MAILER = {
+        "UNSUBSCRIBE_BASE_URL": base,
+        "UNSUBSCRIBE_MAILTO": mailto,
+        "MAILING_LISTS": {mailing_list: "Title"},
+    }
+    headers = for_recipient(longest, mailing_list)
+    assert f"<{unsubscribe_url(longest, mailing_list)}>" in headers["List-Unsubscribe"]
+    assert "List-Unsubscribe-Post" in headers
     # RFC 5322, section 2.1.1
-    assert len(f"List-Unsubscribe: {header}") <= 998
+    assert len(f"List-Unsubscribe: {headers['List-Unsubscribe']}") <= 998
+
+
+@pytest.mark.parametrize("mailing_list", ["日" * 41, "\N{BEAR FACE}" * 21, "a" * 101])
+def test_a_list_whose_link_could_be_too_long_is_refused(mailing_list, settings):
+    settings.CONNECT_MAILER = {"MAILING_LISTS": {mailing_list: "Title"}}
+    with pytest.raises(ConfigurationError, match=r"MAILING_LISTS.*at most 100 characters"):
+        _ = conf.mailing_lists
+    with pytest.raises(InvalidMessage, match="at most 100 characters"):
+        ConnectMailerBackend(mailing_list=mailing_list)
 
 
 @override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": ""})
