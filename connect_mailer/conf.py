@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from django.conf import settings
 from django.utils.crypto import salted_hmac
 
-from connect_mailer.exceptions import ConfigurationError
+from connect_mailer.exceptions import ConfigurationError, InvalidMessage
 
 if TYPE_CHECKING:
     from connect_mailer.options import DKIMOptions, RedisAddress, SESOptions
@@ -78,7 +78,7 @@ MAX_LIST_LENGTH: Final = 100
 # As an unsubscribe link writes it (JSON: six for a character that is not ASCII): so much fits a
 # line of 998 beside the longest address and 150 for the site's own part of the URL.
 _MAX_ESCAPED_LIST: Final = 240
-LIST_NAME: Final = (
+_LIST_NAME: Final = (
     f"of at most {MAX_LIST_LENGTH} characters, or {_MAX_ESCAPED_LIST // 6} that are not ASCII"
 )
 
@@ -546,14 +546,29 @@ class Conf:
         :default: ``{}``
         """
         value = self._get("MAILING_LISTS", {})
-        if not isinstance(value, Mapping) or not all(name and is_list_name(name) for name in value):
+        if not isinstance(value, Mapping) or not all(
+            name and _is_list_name(name) for name in value
+        ):
             raise _wrong(
                 "MAILING_LISTS",
                 value,
                 "a dict such as {'digest': 'Weekly digest'}, with names",
-                LIST_NAME,
+                _LIST_NAME,
             )
         return value
+
+    def check_list(self, name: str) -> None:
+        """Refuse what can't be the list of a mail or a link; blank is of none.
+
+        Raises:
+            InvalidMessage: too long, or not in ``MAILING_LISTS`` where that names any.
+        """
+        check_list_name(name)
+        lists = self.mailing_lists
+        if name and lists and name not in lists:
+            raise InvalidMessage(
+                f"mailing_list is {name!r}; it must be one of MAILING_LISTS: {list(lists)}."
+            )
 
     @property
     def unsubscribe_mailto(self) -> str:
@@ -786,7 +801,19 @@ class Conf:
 conf = Conf()
 
 
-def is_list_name(name: object) -> bool:
+def check_list_name(name: object) -> None:
+    """Refuse what no list of any site can be called; blank is of none.
+
+    Raises:
+        InvalidMessage: it is none.
+    """
+    if not _is_list_name(name):
+        raise InvalidMessage(
+            f"mailing_list is {name!r}; it must be empty, or the name of a list, {_LIST_NAME}."
+        )
+
+
+def _is_list_name(name: object) -> bool:
     """Whether it can be the name of a mailing list: its column holds it, and so does a link."""
     if not isinstance(name, str) or len(name) > MAX_LIST_LENGTH:
         return False

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from connect_mailer import addresses
 from connect_mailer.addresses import Address
-from connect_mailer.conf import LIST_NAME, conf, is_list_name
+from connect_mailer.conf import check_list_name, conf
 from connect_mailer.exceptions import ConnectMailerError, InvalidAddress, InvalidMessage
 from connect_mailer.models import MESSAGE_ID_TAG, OutgoingMessage, OutgoingRecipient
 from connect_mailer.sending import signature
@@ -64,11 +64,7 @@ class Options:
             raise InvalidMessage(
                 f"priority is {self.priority!r}; it must be a whole number from 0 (first) to 9."
             )
-        if not is_list_name(self.mailing_list):
-            raise InvalidMessage(
-                f"mailing_list is {self.mailing_list!r}; it must be empty, or the name of a list, "
-                f"{LIST_NAME}."
-            )
+        check_list_name(self.mailing_list)
         for name in ("send_after", "expires_at"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, datetime):
@@ -194,11 +190,7 @@ def read(message: EmailMessage, options: Options) -> Draft:
                 'argument "bcc" instead.'
             )
     own = options.overridden_by(message)
-    lists = conf.mailing_lists
-    if own.mailing_list and lists and own.mailing_list not in lists:
-        raise InvalidMessage(
-            f"mailing_list is {own.mailing_list!r}; it must be one of MAILING_LISTS: {list(lists)}."
-        )
+    conf.check_list(own.mailing_list)
     recipients: dict[str, Recipient] = {}
     for kind in _KINDS:
         for written in getattr(message, kind, None) or ():

@@ -78,8 +78,17 @@ def test_a_list_whose_link_could_be_too_long_is_refused(mailing_list, settings):
     settings.CONNECT_MAILER = {"MAILING_LISTS": {mailing_list: "Title"}}
     with pytest.raises(ConfigurationError, match=r"MAILING_LISTS.*at most 100 characters"):
         _ = conf.mailing_lists
+    settings.CONNECT_MAILER = {}
     with pytest.raises(InvalidMessage, match="at most 100 characters"):
         ConnectMailerBackend(mailing_list=mailing_list)
+    with pytest.raises(InvalidMessage, match="at most 100 characters"):
+        unsubscribe_url("ada@example.com", mailing_list)
+
+
+def test_a_link_is_of_a_list_that_the_site_names(settings):
+    settings.CONNECT_MAILER = {"MAILING_LISTS": {"digest": "Weekly digest"}}
+    with pytest.raises(InvalidMessage, match=r"'dygest'.*'digest'"):
+        unsubscribe_url("ada@example.com", "dygest")
 
 
 @override_settings(CONNECT_MAILER={"UNSUBSCRIBE_BASE_URL": ""})

@@ -4,7 +4,7 @@ import pytest
 from django.template import Context, Template
 from django.test import override_settings
 
-from connect_mailer.exceptions import InvalidAddress
+from connect_mailer.exceptions import InvalidAddress, InvalidMessage
 from connect_mailer.optout import unsubscribe_url
 
 
@@ -30,3 +30,14 @@ def test_nothing_without_a_base_url():
 def test_what_is_no_address_is_an_error():
     with pytest.raises(InvalidAddress):
         _render("{% unsubscribe_url email %}", "")
+
+
+@pytest.mark.parametrize("base", ["", "https://www.example.com"])
+def test_an_unknown_list_is_an_error(base, settings):
+    settings.CONNECT_MAILER = {
+        "UNSUBSCRIBE_BASE_URL": base,
+        "MAILING_LISTS": {"digest": "Weekly digest"},
+    }
+    _render("{% unsubscribe_url email 'digest' %}{% unsubscribe_url email %}")
+    with pytest.raises(InvalidMessage, match=r"'dygest'.*'digest'"):
+        _render("{% unsubscribe_url email 'dygest' %}")
