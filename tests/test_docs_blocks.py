@@ -242,7 +242,8 @@ def test_what_the_quickstart_says_of_a_message_is_stored(
 
 
 @pytest.mark.django_db
-def test_the_mailbox_of_opt_outs_is_read_as_shown(site: dict[str, Any]) -> None:
+def test_the_mailbox_of_opt_outs_is_read_as_shown(site: dict[str, Any], settings: Any) -> None:
+    settings.CONNECT_MAILER = settings.CONNECT_MAILER | {"MAILING_LISTS": {"digest": "Digest"}}
     Unsubscribe.objects.opt_out("jane@example.com")
     left = run_page("unsubscribe.rst", site)
 

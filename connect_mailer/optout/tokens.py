@@ -65,6 +65,21 @@ def read_token(token: str) -> OptOut:
     return OptOut(address=address, mailing_list=mailing_list)
 
 
+def read_link(token: str) -> OptOut:
+    """Return what the link of ``token`` opts out of now: of its list, or else of all mail.
+
+    A list that the site does not name, never did or does no longer, is one that nobody could
+    show to the reader or tell from the rest, and she wants no more mail.
+
+    Raises:
+        InvalidToken: as ``read_token``.
+    """
+    optout = read_token(token)
+    if optout.mailing_list in conf.mailing_lists:
+        return optout
+    return OptOut(address=optout.address, mailing_list="")
+
+
 def read_old_link(email: str, code: str) -> str:
     """Return whom a link of Connect opts out: ``email``, normalised, if ``code`` is of it.
 

@@ -30,7 +30,7 @@ from connect_mailer.conf import conf
 from connect_mailer.exceptions import InvalidToken
 from connect_mailer.models import Unsubscribe
 from connect_mailer.optout.preferences import Preferences
-from connect_mailer.optout.tokens import OptOut, read_old_link, read_token
+from connect_mailer.optout.tokens import OptOut, read_link, read_old_link
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _page_for_all(view: _View) -> _View:
 @_page_for_all
 def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
     """Ask, and show what one is subscribed to (GET, HEAD), or opt out (POST)."""
-    return _ask_or_opt_out(request, read_token(token))
+    return _ask_or_opt_out(request, read_link(token))
 
 
 @_page_for_all
@@ -82,7 +82,7 @@ def unsubscribe_by_old_link(request: HttpRequest) -> HttpResponse:
 @_page_for_all
 def subscribe_again(request: HttpRequest, token: str) -> HttpResponse:
     """Take an opt-out back (POST). GET and HEAD show what one is subscribed to."""
-    optout = read_token(token)
+    optout = read_link(token)
     if request.method != "POST":
         return _show(request, "unsubscribe_confirm", optout)
     if Unsubscribe.objects.come_back(optout.address, optout.mailing_list):

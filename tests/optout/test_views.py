@@ -55,6 +55,14 @@ def _text(response):
     )
 
 
+LISTS = {"digest": "Weekly digest", "news": gettext_lazy("Unsubscribe")}
+
+
+@pytest.fixture
+def lists(settings):
+    settings.CONNECT_MAILER = {"MAILING_LISTS": LISTS}
+
+
 # A scanner looks
 
 
@@ -115,9 +123,21 @@ def test_again_is_once(client):
     assert _rows() == [(ADDRESS, "user", "")]
 
 
+@pytest.mark.usefixtures("lists")
 def test_the_opt_out_is_of_the_list_in_the_link(client):
     client.post(_url("digest"))
     assert _rows() == [(ADDRESS, "user", "digest")]
+
+
+@pytest.mark.parametrize("lists", [{}, {"weekly": "The digest's new name"}])
+def test_a_list_that_the_site_does_not_name_is_all_mail(lists, client, settings):
+    settings.CONNECT_MAILER = {"MAILING_LISTS": lists}
+    for response in (client.get(_url("digest")), client.post(_url("digest"))):
+        assert "testserver will send no more mail to" in _text(response)
+        assert "digest”" not in _text(response)
+    assert _rows() == [(ADDRESS, "user", "")]
+    assert "testserver will send mail again" in _text(client.post(_url("digest") + "undo/"))
+    assert not _rows()
 
 
 def test_the_user_who_has_the_address_is_linked(client):
@@ -233,6 +253,7 @@ def test_the_policy_allows_the_style_of_the_page_and_no_script(method, client):
     assert not re.search(r"<script|<link|<img|\sstyle=|\son\w+=|https?:", page)
 
 
+@pytest.mark.usefixtures("lists")
 def test_no_address_in_title_and_log(client, caplog):
     caplog.set_level("DEBUG")
     for response in (client.get(_url()), client.post(_url("digest")), client.put(_url())):
@@ -247,21 +268,15 @@ def test_no_address_in_title_and_log(client, caplog):
     assert not [record for record in ours if make_token(ADDRESS, "digest") in record.getMessage()]
 
 
-def test_what_a_link_carries_is_escaped(client):
-    page = client.get(_url("<script>alert(1)</script>")).content.decode()
+def test_what_a_link_carries_is_escaped(client, settings):
+    name = "<script>alert(1)</script>"
+    settings.CONNECT_MAILER = {"MAILING_LISTS": {name: name}}
+    page = client.get(_url(name)).content.decode()
     assert "&lt;script&gt;" in page
     assert "<script" not in page
 
 
 # Undo, and what one is subscribed to
-
-
-LISTS = {"digest": "Weekly digest", "news": gettext_lazy("Unsubscribe")}
-
-
-@pytest.fixture
-def lists(settings):
-    settings.CONNECT_MAILER = {"MAILING_LISTS": LISTS}
 
 
 def test_undo_at_once(client):
@@ -412,11 +427,12 @@ def test_no_old_link_without_the_key(client, settings, monkeypatch):
 # For readers
 
 
+@pytest.mark.usefixtures("lists")
 def test_what_a_reader_is_told(client):
     assert "www.example.org will send no more mail to ada+news@example.com" in _text(
         client.get(_url(), headers={"host": "www.example.org"})
     )
-    assert "The list “digest” of testserver will no longer be sent to" in _text(
+    assert "The list “Weekly digest” of testserver will no longer be sent to" in _text(
         client.post(_url("digest"))
     )
 
