@@ -136,11 +136,12 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             ignore_conflicts=True,
         )
 
-    def opt_out(self, address: str, mailing_list: str = "") -> bool:
+    def opt_out(self, address: str, mailing_list: str = "", *, detail: str = "") -> bool:
         """Write down that a reader opted out, of one list or (blank) of all mail.
 
         One query and one insert, whoever else does the same at that moment. Sends
-        ``unsubscribed`` where it is new, which is returned.
+        ``unsubscribed`` where it is new, which is returned. ``detail``: how it is known, where
+        it was not told by a link.
 
         Raises:
             InvalidAddress: ``address`` is none.
@@ -152,6 +153,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             source=self.model.Source.USER,
             mailing_list=mailing_list,
             user_id=find_user_ids([key]).get(key),
+            detail=detail[:MAX_DETAIL_LENGTH],
         )
         try:
             # In a transaction of its own, since the caller's has to survive the second time.

@@ -35,6 +35,8 @@ def take(
         or binds_on_server(connection)
         or event.kind == events.SUBSCRIPTION
         or consequences.may_follow(event)
+        # Of which list is asked for, and the site is told.
+        or (suppresses and receivers.is_opt_out(event))
         or not records.is_plain(event, using=using)
         # Then they are asked for, and nothing has said yet how long that may take.
         or (suppresses and not event.destination)

@@ -7,17 +7,22 @@ any sender of it; without django-bouncy there is nothing to listen to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from uuid import UUID
+
+from django.db import router
+from django.db.models import Q
 
 from connect_mailer.conf import MAX_LIST_LENGTH, conf
 from connect_mailer.feedback import events, records
 from connect_mailer.feedback.events import Event
 from connect_mailer.logs import make_extra
-from connect_mailer.models import OutgoingRecipient, Unsubscribe
+from connect_mailer.models import OutgoingMessage, OutgoingRecipient, Unsubscribe
 from connect_mailer.signals import DISPATCH_UID as DISPATCH_UID
 
 logger = logging.getLogger(__name__)
@@ -45,7 +50,7 @@ def together(message: Mapping[str, Any]) -> Iterator[None]:
     finally:
         _batch.reset(token)
     if batch.wanted:
-        _suppress_all(batch.wanted)
+        _suppress_all(batch.wanted, partial(_read_mailing_list, message))
 
 
 def suppress(
@@ -57,8 +62,9 @@ def suppress(
     """Receive ``feedback``: add an ``Unsubscribe`` where the row is a reason for one.
 
     A permanent bounce counts as ``bounce``, or as ``user`` where SES says that the recipient
-    unsubscribed, but not while the remote server is still trying; a complaint as
-    ``complaint``, whatever its type but ``not-spam``.
+    unsubscribed (of the mailing list of the mail, if the outbox knows it), but not while the
+    remote server is still trying; a complaint as ``complaint``, whatever its type but
+    ``not-spam``.
     """
     source = _find_source(instance)
     if source is None:
@@ -76,7 +82,7 @@ def suppress(
     wanted = {(address, source): _explain(instance)}
     batch = _batch.get()
     if batch is None:
-        _suppress_all(wanted)
+        _suppress_all(wanted, partial(_read_mailing_list, message, instance.mail_id))
     else:
         batch.wanted |= wanted
 
@@ -108,7 +114,13 @@ def follow_subscription(event: Event) -> None:
 def suppress_all(event: Event) -> None:
     """Do for all recipients of an event what ``suppress`` does for one row."""
     if wanted := find_wanted(event):
-        _suppress_all(wanted)
+        _suppress_all(wanted, partial(_find_mailing_list, event.tag, event.ses_message_id))
+
+
+def is_opt_out(event: Event) -> bool:
+    """Whether SES refused the mail because its recipient unsubscribed, there."""
+    source = _judge_bounce(event.type, event.subtype, None)
+    return event.kind == events.BOUNCE and source == Unsubscribe.Source.USER
 
 
 def find_wanted(event: Event) -> dict[tuple[str, str], str]:
@@ -209,9 +221,42 @@ def _find_recipients(ses_message_id: str) -> frozenset[str]:
     )
 
 
-def _suppress_all(wanted: Mapping[tuple[str, str], str]) -> None:
-    records.suppress(wanted)
-    log_suppressed(wanted)
+def _suppress_all(
+    wanted: Mapping[tuple[str, str], str], find_mailing_list: Callable[[], str]
+) -> None:
+    opt_outs = {key: why for key, why in wanted.items() if key[1] == Unsubscribe.Source.USER}
+    if others := {key: why for key, why in wanted.items() if key not in opt_outs}:
+        records.suppress(others)
+        log_suppressed(others)
+    if not opt_outs:
+        return
+    # SES refuses mail to who left one topic of the contact list, which is one mailing list.
+    mailing_list = find_mailing_list()
+    for (address, source), why in sorted(opt_outs.items()):
+        if Unsubscribe.objects.opt_out(address, mailing_list, detail=why):
+            logger.info(
+                "%s opted out of %r, as SES says",
+                conf.hash_address(address),
+                mailing_list or "all mail",
+                extra=make_extra({"source": source}, recipients=[address]),
+            )
+
+
+def _read_mailing_list(message: Mapping[str, Any], ses_message_id: str = "") -> str:
+    event = events.read(message)
+    if event is None:
+        return _find_mailing_list(None, ses_message_id)
+    return _find_mailing_list(event.tag, event.ses_message_id)
+
+
+def _find_mailing_list(tag: UUID | None, ses_message_id: str) -> str:
+    """The mailing list of the mail, by our tag or else by SES's id; blank: none is known."""
+    found = OutgoingMessage.objects.using(router.db_for_write(OutgoingMessage))
+    for which in (Q(uuid=tag) if tag else None, OutgoingMessage.has_ses_id(ses_message_id)):
+        if which is not None:
+            for mailing_list in found.filter(which).values_list("mailing_list", flat=True)[:1]:
+                return mailing_list
+    return ""
 
 
 def log_suppressed(wanted: Iterable[tuple[str, str]]) -> None:

@@ -309,6 +309,8 @@ MUTANTS = [
         ("hard only", "kind != events.PERMANENT or ", ""),
         ("delayed is no opt-out", " or events.is_delayed(action)", ""),
         ("unsubscribed is an opt-out", "subtype == events.UNSUBSCRIBED", "False"),
+        ("of the mail's list", "mailing_list = find_mailing_list()", 'mailing_list = ""'),
+        ("by the tag first", "Q(uuid=tag) if tag else None", "None"),
         (
             "own row tells",
             '.values_list("address", flat=True)\n    )',

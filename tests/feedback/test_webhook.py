@@ -498,6 +498,76 @@ def test_bounces(post, signer, bounce_type, subtype, source, event):
     assert suppressed() == ({("a@example.com", source)} if source else set())
 
 
+def refuse_unsubscribed(*people, destination=None, event=False, **mail):
+    """What SES says of mail to a contact who left its topic."""
+    destination = people if destination is None else destination
+    mail = make_mail(destination, **mail)
+    return make_bounce([*people], subtype="UnsubscribedRecipient", mail=mail, event=event)
+
+
+def opted_out() -> list[tuple[str, str, str]]:
+    return list(Unsubscribe.objects.values_list("address", "source", "mailing_list"))
+
+
+@pytest.mark.parametrize("event", [False, True])
+@pytest.mark.parametrize("status", ["sent", "sending"])
+@pytest.mark.parametrize("mailing_list", ["digest", ""])
+def test_who_left_a_topic_leaves_the_list_of_the_mail(
+    post, signer, connected, django_capture_on_commit_callbacks, status, mailing_list, event
+):
+    told = []
+    connected(
+        outbox_signals.unsubscribed,
+        lambda address, mailing_list, **kwargs: told.append((address, mailing_list)),
+    )
+    by_id = {"mailing_list": mailing_list, "status": status, "ses_message_id": SES_MESSAGE_ID}
+    message = make_message("a@example.com", **by_id)
+    for _ in range(2):
+        body = signer.notification(refuse_unsubscribed("a@example.com", event=event))
+        with django_capture_on_commit_callbacks(execute=True):
+            assert post(body).status_code == 200
+        assert opted_out() == [("a@example.com", "user", mailing_list)]
+        assert told == [("a@example.com", mailing_list)]
+    assert statuses(message) == {"a@example.com": "bounced"}
+    assert "UnsubscribedRecipient" in Unsubscribe.objects.get().detail
+
+
+def test_who_left_a_topic_is_found_by_the_tag_before_the_id(post, signer):
+    make_message("a@example.com", mailing_list="other", ses_message_id=SES_MESSAGE_ID)
+    message = make_message("a@example.com", mailing_list="digest", status="sending")
+    assert post(signer.notification(refuse_unsubscribed("a@example.com", tag=message.uuid)))
+    assert opted_out() == [("a@example.com", "user", "digest")]
+
+
+@pytest.mark.parametrize("ses_message_id", ["", "another"])
+def test_who_left_a_topic_by_unknown_mail_leaves_all(post, signer, ses_message_id):
+    make_message("a@example.com", mailing_list="digest")
+    refused = refuse_unsubscribed(
+        "a@example.com", ses_message_id=ses_message_id, tag=uuid.uuid4(), event=True
+    )
+    assert post(signer.notification(refused)).status_code == 200
+    assert opted_out() == [("a@example.com", "user", "")]
+
+
+def test_who_was_not_written_to_leaves_nothing(post, signer):
+    make_message("a@example.com", mailing_list="digest", ses_message_id=SES_MESSAGE_ID)
+    written_to = ["a@example.com", "b@example.com"]
+    refused = refuse_unsubscribed("eve@example.com", "b@example.com", destination=written_to)
+    assert post(signer.notification(refused)).status_code == 200
+    assert opted_out() == [("b@example.com", "user", "digest")]
+
+
+def test_an_opt_out_is_of_the_notifications_transaction(signer, connected, monkeypatch):
+    """Nothing is left of it where what comes after it fails, and SNS tries again."""
+    make_message("a@example.com", mailing_list="digest", ses_message_id=SES_MESSAGE_ID)
+    with monkeypatch.context() as patch:
+        patch.setattr(webhook.settlement, "settle", lambda *args, **kwargs: 1 / 0)
+        body = signer.notification(refuse_unsubscribed("a@example.com"))
+        answer = Client().post("/mail/bouncy/", body, content_type="text/plain")
+    assert answer.status_code == 503
+    assert not opted_out()
+
+
 @pytest.mark.parametrize(
     ("feedback_type", "source"),
     [
