@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import render
@@ -117,11 +118,18 @@ def _log(what: str, optout: OptOut) -> None:
 def _render(
     request: HttpRequest, name: str, *, status: int = 200, **context: object
 ) -> HttpResponse:
-    with translation.override(_choose_language(request)):
+    language = _choose_language(request)
+    with translation.override(language):
         return render(
             request,
             f"connect_mailer/{name}.html",
-            {"site_name": request.get_host(), "style": _load_style(), **context},
+            {
+                "language": language,
+                "is_rtl": settings.USE_I18N and translation.get_language_bidi(),
+                "site_name": request.get_host(),
+                "style": _load_style(),
+                **context,
+            },
             status=status,
         )
 
@@ -131,14 +139,27 @@ def _load_style() -> str:
 
 
 def _choose_language(request: HttpRequest) -> str:
+    """The language that the page will be in, and has to say that it is."""
+    if not settings.USE_I18N:
+        return "en"
     # A LocaleMiddleware has decided already; without one, readers still have a language.
     language: str = getattr(
         request, "LANGUAGE_CODE", None
     ) or translation.get_language_from_request(request)
+    if language.startswith("en"):
+        return language
+    text = _translate("Unsubscribed", language)
+    if text == "Unsubscribed":
+        return "en"  # neither this app nor the site has a catalog
+    # Without one of that language, Django takes the texts of the site's own.
+    own = settings.LANGUAGE_CODE
+    is_own = text == _translate("Unsubscribed", own)
+    return own if is_own and own.split("-")[0] != language.split("-")[0] else language
+
+
+def _translate(text: str, language: str) -> str:
     with translation.override(language):
-        # Without a catalog of this app or the site the page is English, and has to say so.
-        is_translated = translation.gettext("Unsubscribed") != "Unsubscribed"
-    return language if is_translated or language.startswith("en") else "en"
+        return translation.gettext(text)
 
 
 def _policy(style: str) -> str:

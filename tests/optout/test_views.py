@@ -460,6 +460,29 @@ def test_a_language_without_a_catalog_is_not_claimed(client):
     assert 'lang="en" dir="ltr"' in page
 
 
+@pytest.mark.parametrize("own", ["de", "fr", "es"])
+def test_a_language_without_a_catalog_is_the_sites_own(own, client, settings):
+    settings.LANGUAGE_CODE = own
+    settings.LANGUAGES = list(settings.LANGUAGES)  # so that no catalog is left of before
+    site = client.get(_url(), headers={"accept-language": own}).content.decode()
+    assert f'<html lang="{own}" dir="ltr">' in site
+    assert client.get(_url(), headers={"accept-language": "ar"}).content.decode() == site
+    for language in ("de", "en-gb", "es-mx", "fr"):
+        page = client.get(_url(), headers={"accept-language": language}).content.decode()
+        assert f'<html lang="{language}" dir="ltr">' in page
+
+
+@pytest.mark.parametrize("own", ["de", "ar"])
+def test_without_translations_it_is_english(own, client, settings, monkeypatch):
+    settings.USE_I18N = False
+    settings.LANGUAGE_CODE = own
+    # Which Django decides on once in a process.
+    monkeypatch.setattr(translation, "_trans", type(translation._trans)())
+    response = client.get(_url(), headers={"accept-language": "fr"})
+    assert '<html lang="en" dir="ltr">' in response.content.decode()
+    assert _title(response).startswith("Unsubscribe")
+
+
 def test_right_to_left_with_a_catalog_of_the_site(client, settings, tmp_path):
     write_catalog(tmp_path, "ar", ARABIC)
     settings.LOCALE_PATHS = [tmp_path]
