@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
+from django.db import router
 from django.urls import reverse
 
 from connect_mailer.conf import conf
@@ -50,9 +51,9 @@ class Preferences:
     @classmethod
     def load(cls, optout: OptOut) -> Self:
         """Ask for the reader's rows, in one query."""
-        rows = Unsubscribe.objects.filter(address=optout.address).values_list(
-            "source", "mailing_list"
-        )
+        # Where they are written: a replica may not have yet what the reader did a moment ago.
+        stored = Unsubscribe.objects.using(router.db_for_write(Unsubscribe))
+        rows = stored.filter(address=optout.address).values_list("source", "mailing_list")
         left = {name for source, name in rows if source == Unsubscribe.Source.USER}
         is_blocked = any(
             source != Unsubscribe.Source.USER and name in ("", optout.mailing_list)

@@ -298,6 +298,21 @@ def test_only_an_opt_out_can_be_taken_back(source, client):
     assert "Only the site can change that" in _text(client.get(_url()))
 
 
+class _Replica:
+    """A router that reads opt-outs from where they come too late; there is no such database."""
+
+    def db_for_read(self, model, **hints):
+        return "replica" if model is Unsubscribe else None
+
+
+def test_what_was_done_a_moment_ago_is_shown(client, settings):
+    settings.DATABASE_ROUTERS = [_Replica()]
+    client.post(_url())
+    assert "You are unsubscribed" in _text(client.get(_url()))
+    assert "Welcome back" in _text(client.post(_url() + "undo/"))
+    assert "Unsubscribe?" in _text(client.get(_url()))
+
+
 def test_undo_needs_a_link_of_this_site(client):
     Unsubscribe.objects.create(address=ADDRESS, source="user")
     assert client.post("/mail/unsubscribe/a.b/undo/").status_code == 404
