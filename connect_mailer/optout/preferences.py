@@ -8,10 +8,20 @@ from typing import Self
 
 from django.db import router
 from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from connect_mailer.conf import conf
 from connect_mailer.models import Unsubscribe
 from connect_mailer.optout.tokens import OptOut, make_token
+
+
+def isolate(name: object) -> SafeString:
+    """A name that a sentence may be written around from right to left, whichever way it goes.
+
+    Source: HTML standard, the element ``bdi``.
+    """
+    return format_html("<bdi>{}</bdi>", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +36,11 @@ class Choice:
     url: str
     undo_url: str
     is_left: bool
+
+    @property
+    def isolated_title(self) -> SafeString:
+        """The title for the middle of a sentence."""
+        return isolate(self.title)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from django.views.decorators.csrf import csrf_exempt
 from connect_mailer.conf import conf
 from connect_mailer.exceptions import InvalidToken
 from connect_mailer.models import Unsubscribe
-from connect_mailer.optout.preferences import Preferences
+from connect_mailer.optout.preferences import Preferences, isolate
 from connect_mailer.optout.tokens import OptOut, read_link, read_old_link
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def _render(
     request: HttpRequest, name: str, *, status: int = 200, **context: object
 ) -> HttpResponse:
     language = _choose_language(request)
+    site_name = request.get_host()
     with translation.override(language):
         return render(
             request,
@@ -126,7 +127,8 @@ def _render(
             {
                 "language": language,
                 "is_rtl": settings.USE_I18N and translation.get_language_bidi(),
-                "site_name": request.get_host(),
+                "site_name": site_name,
+                "isolated_site_name": isolate(site_name),
                 "style": _load_style(),
                 **context,
             },

@@ -86,6 +86,18 @@ def test_this_list_or_everything(open_page, check_page):
 
 
 @pytest.mark.usefixtures("lists")
+def test_back_to_a_list_while_everything_is_left(open_page, check_page):
+    page = open_page(_path("digest"))
+    _press(page, "Unsubscribe from this list", "You are unsubscribed")
+    Unsubscribe.objects.opt_out(ADDRESS)
+    _press(page, "Undo", "You are still unsubscribed from everything")
+    assert _rows() == {("user", "")}
+    check_page(page, "unsubscribe-still-out")
+    _press(page, "Subscribe again", "Welcome back")
+    assert not _rows()
+
+
+@pytest.mark.usefixtures("lists")
 def test_a_reader_who_complained(open_page, check_page):
     Unsubscribe.objects.suppress(ADDRESS, "complaint")
     page = open_page(_path("digest"))
@@ -117,17 +129,38 @@ def test_a_link_of_connect(open_page, settings):
 
 @pytest.mark.usefixtures("lists")
 @pytest.mark.parametrize(
-    ("locale", "button", "heading"),
+    ("locale", "button", "heading", "undo", "back"),
     [
-        ("de-AT", "Von diesem Verteiler abmelden", "Sie sind abgemeldet"),
-        ("es-MX", "Cancelar la suscripción a esta lista", "Su suscripción está cancelada"),
-        ("fr-CA", "Se désabonner de cette liste", "Vous êtes désabonné"),
+        (
+            "de-AT",
+            "Von diesem Verteiler abmelden",
+            "Sie sind abgemeldet",
+            "Rückgängig machen",
+            "Willkommen zurück",
+        ),
+        (
+            "es-MX",
+            "Cancelar la suscripción a esta lista",
+            "Su suscripción está cancelada",
+            "Deshacer",
+            "Nos alegra verle de nuevo",
+        ),
+        (
+            "fr-CA",
+            "Se désabonner de cette liste",
+            "Vous êtes désabonné",
+            "Annuler",
+            "Bon retour",
+        ),
     ],
 )
-def test_in_the_readers_language(open_page, check_page, locale, button, heading):
+def test_in_the_readers_language(open_page, check_page, locale, button, heading, undo, back):
     page = open_page(_path("digest"), locale=locale)
     check_page(page, f"unsubscribe-{locale[:2]}")
     _press(page, button, heading)
+    check_page(page, f"unsubscribe-{locale[:2]}-done")
+    _press(page, undo, back)
+    check_page(page, f"unsubscribe-{locale[:2]}-back")
 
 
 @pytest.mark.usefixtures("lists")
@@ -141,6 +174,10 @@ def test_right_to_left(open_page, check_page, settings, tmp_path):
     item = page.get_by_role("listitem").first
     title, button = item.locator("bdi").bounding_box(), item.get_by_role("button").bounding_box()
     assert button["x"] < title["x"]
+    _press(page, ARABIC["Unsubscribe from this list"], ARABIC["You are unsubscribed"])
+    check_page(page, "unsubscribe-rtl-done")
+    _press(page, ARABIC["Undo"], ARABIC["Welcome back"])
+    check_page(page, "unsubscribe-rtl-back")
 
 
 @pytest.mark.usefixtures("lists")

@@ -19,6 +19,17 @@ ARABIC: Final = {
     "The list “%(mailing_list)s” of %(site_name)s will no longer be sent to": (
         "لن تُرسل القائمة «%(mailing_list)s» من %(site_name)s بعد الآن إلى"
     ),
+    "You are unsubscribed": "تم إلغاء اشتراكك",
+    "Undo": "تراجع",
+    "Choose which mail you get": "اختر الرسائل التي تريد تلقيها",
+    "Mail that is on its way already may still arrive. You can close this page.": (
+        "قد تصلك رسائل أُرسلت من قبل. يمكنك إغلاق هذه الصفحة."
+    ),
+    "Subscribed again": "تم تجديد الاشتراك",
+    "Welcome back": "مرحبًا بعودتك",
+    "The list “%(mailing_list)s” of %(site_name)s will be sent again to": (
+        "ستُرسل القائمة «%(mailing_list)s» من %(site_name)s مجددًا إلى"
+    ),
     "What belongs to no list goes on until you unsubscribe from everything.": (
         "تستمر الرسائل التي لا تنتمي إلى أي قائمة حتى تلغي جميع الاشتراكات."
     ),

@@ -48,11 +48,8 @@ def _buttons(page):
 
 
 def _text(response):
-    return " ".join(
-        re.sub(
-            r"<style>.*</style>|<[^>]+>", " ", response.content.decode(), flags=re.DOTALL
-        ).split()
-    )
+    page = re.sub("</?bdi>", "", response.content.decode())
+    return " ".join(re.sub(r"<style>.*</style>|<[^>]+>", " ", page, flags=re.DOTALL).split())
 
 
 LISTS = {"digest": "Weekly digest", "news": gettext_lazy("Unsubscribe")}
@@ -450,6 +447,18 @@ def test_what_a_reader_is_told(client):
     assert "The list “Weekly digest” of testserver will no longer be sent to" in _text(
         client.post(_url("digest"))
     )
+
+
+@pytest.mark.usefixtures("lists")
+def test_names_do_not_turn_a_sentence_around(client):
+    site, title = "<bdi>testserver</bdi>", "<bdi>Weekly digest</bdi>"
+    for response in (client.get(_url("digest")), client.post(_url("digest"))):
+        assert f"“{title}” of {site} will no longer" in response.content.decode()
+    back = client.post(_url("digest") + "undo/").content.decode()
+    assert f"“{title}” of {site} will be sent again" in back
+    assert f"{site} will send no more mail" in client.post(_url()).content.decode()
+    assert f"another mail from {site}," in client.get("/mail/unsubscribe/a.b/").content.decode()
+    assert "bdi" not in _title(client.get(_url()))  # where no element can stand
 
 
 @pytest.mark.parametrize(
