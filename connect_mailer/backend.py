@@ -227,8 +227,12 @@ def _freeze(draft: Draft) -> list[outbox.Frozen]:
 
 
 def _take_apart(draft: Draft) -> list[Draft]:
-    """``UNSUBSCRIBE_SPLIT``: each reader gets a copy."""
-    is_split = conf.unsubscribe_split and draft.options.stream == OutgoingMessage.Stream.DEFAULT
+    """``UNSUBSCRIBE_SPLIT``: each reader gets a copy, if that gives her a link of her own."""
+    is_split = (
+        conf.unsubscribe_split
+        and draft.options.stream == OutgoingMessage.Stream.DEFAULT
+        and not draft.has_way_out
+    )
     return draft.apart() if is_split else [draft]
 
 

@@ -138,6 +138,11 @@ class Draft:
         """Recipients that are written to."""
         return [recipient for recipient in self.recipients if not recipient.reason]
 
+    @property
+    def has_way_out(self) -> bool:
+        """Whether the caller set a header of opting out, which is then the only one."""
+        return any(name.lower() in _RAW_HEADERS for name in self.message.extra_headers)
+
     def judged_by(self, suppression: Suppression) -> Draft:
         """The draft with a reason at each recipient who is not written to."""
         reasons = suppression.judge(

@@ -156,6 +156,15 @@ def test_split(ses, settings):
     assert rows.count(("gone@example.org", "suppressed")) == 1
 
 
+@pytest.mark.parametrize("name", ["list-unsubscribe", "List-Unsubscribe-Post"])
+def test_a_message_with_its_own_way_out_is_not_split(name, ses, settings):
+    settings.CONNECT_MAILER["UNSUBSCRIBE_SPLIT"] = True
+    own = {name: "<https://a.example/>"}
+    (mail,) = _send(ses, _message("jo@example.org", "eve@example.org", headers=own))
+    assert mail.recipients == ("jo@example.org", "eve@example.org")
+    assert mail.message[name] == "<https://a.example/>"
+
+
 def test_without_split_several_readers_have_no_link(ses):
     (mail,) = _send(ses, _message("jo@example.org", "eve@example.org"))
     assert mail.recipients == ("jo@example.org", "eve@example.org")
