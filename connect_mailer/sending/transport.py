@@ -112,6 +112,9 @@ class FrozenMessage(EmailMessage):
         self, *, policy: email.policy.Policy[Any] = email.policy.default
     ) -> Any:
         """The frozen message, parsed; as a whole it serialises to the bytes that were frozen."""
+        if isinstance(policy, email.policy.EmailPolicy):
+            # As a text, too: it would encode what is longer than a line, such as a link.
+            policy = policy.clone(refold_source="none")
         message: Any = email.message_from_bytes(
             self._envelope.mime, _class=_FrozenMIME, policy=policy
         )

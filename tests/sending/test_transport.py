@@ -60,6 +60,22 @@ def test_locmem(settings: Any, mailoutbox: list[EmailMessage]) -> None:
     assert OutgoingMessage.objects.get().status == "sent"
 
 
+def test_a_transport_that_takes_a_text(settings: Any, mailoutbox: list[EmailMessage]) -> None:
+    use(settings, "locmem")
+    link = f"https://www.example.com/{'x' * 200}"
+    settings.CONNECT_MAILER["UNSUBSCRIBE_BASE_URL"] = link
+    message = EmailMessage("Grüße", "text", "site@example.com", ["jo@example.org"])
+    ConnectMailerBackend().send_messages([message])
+    content = OutgoingMessage.objects.get().content
+    assert content is not None
+
+    deliver_all()
+
+    text = mailoutbox[0].message().as_string()
+    assert f"\nList-Unsubscribe: <{link}/mail/" in f"\n{text}"
+    assert text == bytes(content.mime).decode("ascii").replace("\r\n", "\n")
+
+
 def test_console(settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
     use(settings, "console")
     queue()
