@@ -344,6 +344,7 @@ class Outbox(RuleBasedStateMachine):
             if ought.is_open:
                 assert row.status == (Status.SENDING if ought.claim else Status.QUEUED)
                 assert (row.attempts, row.in_doubt) == (ought.attempts, ought.in_doubt)
+                assert row.finished_at is None
                 assert row.content_id in bodies
                 assert pk in waiting
                 if ought.is_leased or not ought.is_due:
