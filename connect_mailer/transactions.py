@@ -7,10 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connections, models, transaction
+from django.db.models.lookups import GreaterThan
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_M = TypeVar("_M", bound=models.Model)
 
 # What the database rolled back so that others could go on: MySQL's deadlock, PostgreSQL's, and
 # its serialization failure. Source:
@@ -19,6 +21,10 @@ _R = TypeVar("_R")
 _DEADLOCKS = {1213, "40P01", "40001"}
 # More often than this in a row, and something is wrong.
 DEADLOCK_TRIES = 10
+
+# A process that stops in the middle of a transaction (its machine is suspended, or out of the
+# network) keeps what it has locked from all others: PostgreSQL ends what does nothing for so long.
+IDLE_LIMIT = "5s"
 
 
 def single_statement(using: str) -> AbstractContextManager[Any]:
@@ -55,3 +61,19 @@ def _is_deadlock(error: OperationalError) -> bool:
     # As the database's own error says it; MySQL's has a number as its first argument.
     state = getattr(error.__cause__, "sqlstate", None)
     return (state or next(iter(error.args), None)) in _DEADLOCKS
+
+
+def limit_idling(rows: models.QuerySet[_M]) -> models.QuerySet[_M]:
+    """The same rows: whoever locks one of them may idle for ``IDLE_LIMIT`` in this transaction.
+
+    PostgreSQL is told so in the statement that there is anyway. The others wait.
+    """
+    if connections[rows.db].vendor != "postgresql":
+        return rows
+    name, limit, is_local = map(
+        models.Value, ("idle_in_transaction_session_timeout", IDLE_LIMIT, True)
+    )
+    told = models.Func(
+        name, limit, is_local, function="set_config", output_field=models.TextField()
+    )
+    return rows.filter(GreaterThan(told, ""))

@@ -10,19 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from django.db import DEFAULT_DB_ALIAS, Error, connections, models, transaction
-from django.db.models.lookups import GreaterThan
 
 from connect_mailer.clock import DatabaseNow
 from connect_mailer.exceptions import LimiterUnavailable
 from connect_mailer.models import LimiterState
 from connect_mailer.sending import limiter
 from connect_mailer.sending.limiter import Bucket, Hint, Memory, Reservation
+from connect_mailer.transactions import limit_idling
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-# A process that stops in the middle (its machine is suspended, or out of the network) has the row
-# locked, and all others wait for it: PostgreSQL ends what does nothing for so long.
-IDLE_LIMIT = "5s"
 
 
 @dataclass(kw_only=True)
@@ -124,9 +120,7 @@ class DatabaseLimiter:
     def _lock(self) -> None:
         # An UPDATE, and before the clock is read: SQLite takes its lock only to write, and
         # PostgreSQL's clock stands still while a statement waits for one.
-        rows = self._rows
-        if connections[self._using].vendor == "postgresql":
-            rows = rows.filter(GreaterThan(_limit_idling(), ""))
+        rows = limit_idling(self._rows)
         if not rows.update(slowdown=models.F("slowdown")):
             is_mysql = connections[self._using].vendor == "mysql"
             LimiterState.objects.using(self._using).bulk_create(
@@ -152,13 +146,3 @@ class DatabaseLimiter:
             Bucket(arrival_us=arrival_us, slowdown=slowdown, slowdown_us=slowdown_us),
             (now - epoch) // timedelta(microseconds=1),
         )
-
-
-def _limit_idling() -> models.Func:
-    """What tells PostgreSQL so for this transaction, in a statement that there is anyway."""
-    name, limit, is_local = map(
-        models.Value, ("idle_in_transaction_session_timeout", IDLE_LIMIT, True)
-    )
-    return models.Func(
-        name, limit, is_local, function="set_config", output_field=models.TextField()
-    )

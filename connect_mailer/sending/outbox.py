@@ -49,7 +49,7 @@ from connect_mailer.models import (
 from connect_mailer.sending import at_once, bulk
 from connect_mailer.sending.envelope import Draft, Recipient
 from connect_mailer.tallies import SIMULATOR_DOMAIN, count, tell_metrics
-from connect_mailer.transactions import again_at_deadlock, single_statement
+from connect_mailer.transactions import again_at_deadlock, limit_idling, single_statement
 
 _M = TypeVar("_M", bound=Model)
 
@@ -342,7 +342,7 @@ def line_up(*, using: str) -> bool:
         if not _any(_waiting(status, using)):
             continue
         with _row_locks(using):
-            waiting = _lock(_waiting(status, using))
+            waiting = limit_idling(_lock(_waiting(status, using)))
             pks = list(waiting.values_list("pk", flat=True)[:LINE_CHUNK])
             entered += _still_due(pks, using).update(
                 lane=F("rank"), turn=Coalesce("turn", "due_at")
@@ -538,6 +538,9 @@ def settle(results: Sequence[Result], *, keep_bodies: bool, using: str) -> None:
 
 def _settle_others(results: Sequence[Result], *, using: str) -> None:
     rows = OutgoingMessage.objects.using(using)
+    results = _find_held(results, using)
+    if not results:
+        return
     ended = [result for result in results if isinstance(result, Ended)]
     tallies: list[Tally] = []
     postponed = [result for result in results if isinstance(result, Postponed)]
@@ -674,21 +677,36 @@ def _settle_stream(sent: Sequence[Sent], stream: str, *, keep_bodies: bool, usin
     return Tally(stream=stream, sent=number, written=written)
 
 
-def _update(results: Sequence[Any], using: str, **changes: Any) -> int:
-    """One UPDATE for the results of each claim; a callable value is different for each of them.
+def _find_held(results: Sequence[Result], using: str) -> list[Result]:
+    """Those whose claim still holds, their rows locked.
 
-    A drain that was suspended may have claimed a row of its own anew: what it says about the
-    first claim must not touch the second. Returns how many rows it changed.
+    A drain that was suspended past a lease may even have claimed a row of its own anew: what it
+    says about the first claim must not touch the second.
     """
-    changed = 0
-    for claim in {result.claim for result in results}:
-        of_claim = [result for result in results if result.claim == claim]
-        changed += (
-            OutgoingMessage.objects.using(using)
-            .filter(pk__in=[result.pk for result in of_claim], claim=claim, status=Status.SENDING)
-            .update(**{name: _choose(name, value, of_claim) for name, value in changes.items()})
-        )
-    return changed
+    rows = OutgoingMessage.objects.using(using).filter(
+        pk__in=[result.pk for result in results], status=Status.SENDING
+    )
+    if connections[using].features.has_select_for_update:
+        rows = limit_idling(rows.select_for_update())
+    else:
+        # SQLite has one lock for all, and gives it to who begins by writing.
+        rows.update(status=Status.SENDING)
+    held = dict(rows.values_list("pk", "claim"))
+    return [result for result in results if held.get(result.pk) == result.claim]
+
+
+def _update(results: Sequence[Any], using: str, **changes: Any) -> int:
+    """One UPDATE for all results; a callable value is different for each of them.
+
+    Returns how many rows it changed.
+    """
+    if not results:
+        return 0
+    return (
+        OutgoingMessage.objects.using(using)
+        .filter(pk__in=[result.pk for result in results])
+        .update(**{name: _choose(name, value, results) for name, value in changes.items()})
+    )
 
 
 def _choose(name: str, value: Any, results: Sequence[Any]) -> Any:

@@ -19,7 +19,11 @@ TESTS = ["tests/sending/test_outbox_machine.py"]
 
 MUTANTS = make_mutants(
     "outbox.py",
-    ("the claim counts when it is settled", ", claim=claim, status=Status.SENDING)", ")"),
+    (
+        "the claim counts when it is settled",
+        "if held.get(result.pk) == result.claim]",
+        "if result.pk in held]",
+    ),
     (
         "a lease holds until it ends",
         *("lane=None, due_at__lte=DatabaseNow()\n", "lane=None\n"),

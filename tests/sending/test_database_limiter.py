@@ -14,9 +14,10 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 
+from connect_mailer import transactions
 from connect_mailer.exceptions import LimiterUnavailable
 from connect_mailer.models import MAX_RECIPIENTS, LimiterState
-from connect_mailer.sending import database_limiter, limiter
+from connect_mailer.sending import limiter
 from connect_mailer.sending.database_limiter import DatabaseLimiter
 
 NO_QUERIES = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
@@ -111,7 +112,7 @@ def test_who_stops_in_the_middle_holds_up_nobody(
 ) -> None:
     if not is_new:
         DatabaseLimiter().reserve([50], 0.01)
-    monkeypatch.setattr(database_limiter, "IDLE_LIMIT", "200ms")
+    monkeypatch.setattr(transactions, "IDLE_LIMIT", "200ms")
     has_locked, goes_on = threading.Event(), threading.Event()
 
     class Suspended(DatabaseLimiter):

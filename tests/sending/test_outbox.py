@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.mail import EmailMessage
+from django.db import DatabaseError, connection
 from django.db.models import F
 from django.utils import timezone
 
+from connect_mailer import signals, transactions
 from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
 from connect_mailer.clock import DatabaseNow
-from connect_mailer.models import OutgoingMessage
+from connect_mailer.models import MessageEvent, OutgoingMessage
 from connect_mailer.sending import outbox
 from connect_mailer.testing import deliver_all
 
@@ -254,6 +259,26 @@ class TestClaims:
 
         now = OutgoingMessage.objects.get()
         assert (now.status, now.claim, now.last_error) == (Status.SENDING, row.claim, "")
+        assert not MessageEvent.objects.exists()
+
+    def test_nor_does_it_tell_the_site(self, django_capture_on_commit_callbacks: Any) -> None:
+        queue("a")
+        (lost,) = claim()
+        end_leases()
+        (row,) = claim()
+        settle(outbox.Ended.of(row, status=Status.FAILED, error="no"))
+        heard = []
+
+        def hear(message: OutgoingMessage, **kwargs: Any) -> None:
+            heard.append(message.pk)
+
+        signals.message_failed.connect(hear)
+        with django_capture_on_commit_callbacks(execute=True):
+            settle(outbox.Ended.of(lost, status=Status.FAILED, error="no"))
+        signals.message_failed.disconnect(hear)
+
+        assert not heard
+        assert MessageEvent.objects.count() == 1
 
     def test_not_even_where_it_has_the_row_again(self) -> None:
         queue("a", 2)
@@ -304,3 +329,44 @@ def test_rows_that_are_finished_stand_in_no_line() -> None:
     )
 
     assert set(OutgoingMessage.objects.values_list("lane", "turn")) == {(None, None)}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="no other server ends what idles")
+@pytest.mark.parametrize("then", ["_still_due", "_update"], ids=["line_up", "settle"])
+def test_who_stops_in_the_middle_keeps_no_row_from_others(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "IDLE_LIMIT", "200ms")
+    queue("a")
+    (lost,) = claim()
+    end_leases()
+    has_locked, goes_on = threading.Event(), threading.Event()
+    go_on = getattr(outbox, then)
+
+    def stop(*args: Any, **changes: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            has_locked.set()
+            goes_on.wait(60)
+        return go_on(*args, **changes)
+
+    def act() -> None:
+        try:
+            if then == "_update":
+                settle(outbox.Ended.of(lost, status=Status.FAILED, error="no"))
+            else:
+                outbox.line_up(using="default")
+        finally:
+            connection.close()
+
+    monkeypatch.setattr(outbox, then, stop)
+    with ThreadPoolExecutor(1) as pool:
+        suspended = pool.submit(act)
+        assert has_locked.wait(60)
+        end = time.monotonic() + 60
+        while not (rows := claim()) and time.monotonic() < end:
+            time.sleep(0.05)
+        goes_on.set()
+        with pytest.raises(DatabaseError, match="idle-in-transaction"):
+            suspended.result(60)
+    assert [row.pk for row in rows] == [lost.pk]
