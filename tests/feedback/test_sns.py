@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from connect_mailer.exceptions import NotificationRefused, NotificationUndecided
 from connect_mailer.feedback import sns
+from connect_mailer.feedback.deadline import Deadline
 from connect_mailer.testing.sns import TOPIC_ARN, SNSSigner
 
 HOST = "sns.us-east-1.amazonaws.com"
@@ -407,6 +408,19 @@ def test_a_cache_that_does_not_answer_is_not_waited_for(signer, monkeypatch):
         assert not waited
     assert sum(thread.name == "sns-cache" for thread in threading.enumerate()) <= sns.MAX_WAITING
     done.set()
+
+
+def test_a_cache_is_not_asked_after_the_end():
+    asked = []
+
+    class Quick:
+        def get(self, key, /):
+            asked.append(key)
+
+    cache = sns.BriefCache(Quick(), Deadline(0))
+    with pytest.raises(NotificationUndecided):
+        cache.get("a certificate")
+    assert not asked
 
 
 def test_one_download_of_a_certificate_at_a_time_and_few_in_all(signer):
