@@ -395,7 +395,8 @@ class Conf:
         """What writes the request to SES.
 
         ``"lean"``: the :ref:`lean sender <lean>`, wherever it comes to the same; ``"boto3"``: boto3
-        in any case. The log says which it is when a process sends first.
+        in any case. The log says which it is when a process sends first. For a message of 40 MB
+        boto3 takes 100 MB more.
 
         :setting: SES_CLIENT
         :type: ``"lean"`` or ``"boto3"``

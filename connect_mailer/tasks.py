@@ -4,7 +4,8 @@
 forgets old rows. Nothing has to be scheduled: each worker that has the app loaded asks for a
 sweep every minute (see ``_find_sweep_seconds``), with or without beat.
 
-Every process of a site imports this module at its start; what a task needs is imported by it.
+Workers import this module at their start, other processes with their first mail; what only a task
+needs is imported by it.
 """
 
 from __future__ import annotations

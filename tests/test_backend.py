@@ -24,6 +24,7 @@ from connect_mailer.models import (
     Unsubscribe,
 )
 from connect_mailer.sending import outbox
+from connect_mailer.sending.bulk import COPY_ROWS
 from connect_mailer.testing.ses import Fault, LocalSES
 
 pytestmark = pytest.mark.django_db
@@ -116,13 +117,21 @@ if HAS_MAILERS:
             make().send(using="default")
 
 
-def test_one_query_asks_for_all_recipients(django_assert_num_queries: Any) -> None:
-    messages = [make([f"u{n}@example.org", f"v{n}@example.org"]) for n in range(20)]
+@pytest.mark.parametrize("number", [20, 200])
+def test_one_query_asks_for_all_recipients(django_assert_num_queries: Any, number: int) -> None:
+    messages = [make([f"u{n}@example.org", f"v{n}@example.org"]) for n in range(number)]
+    # savepoint, suppression, 3 inserts, release
+    expected = 6
+    is_copied = number >= COPY_ROWS and connection.vendor == "postgresql"
+    if is_copied:  # rows that are copied are told their time and ids before
+        expected += 2
+    elif not connection.features.can_return_rows_from_bulk_insert:  # MySQL is asked for the ids
+        expected += 1
     with transaction.atomic():
-        # savepoint, suppression, 3 inserts, release; and MySQL is asked for the ids
-        tells_ids = connection.features.can_return_rows_from_bulk_insert
-        with django_assert_num_queries(6 if tells_ids else 7) as queries:
-            assert queue(*messages) == 20
+        with django_assert_num_queries(expected) as queries:
+            assert queue(*messages) == number
+        copied = [q["sql"] for q in queries.captured_queries if q["sql"].startswith("COPY ")]
+        assert len(copied) == (3 if is_copied else 0)
         about = [q["sql"] for q in queries.captured_queries if "unsubscribe" in q["sql"].lower()]
         assert len(about) == 1
 

@@ -5,7 +5,6 @@ What its views need is imported by them: each process of a site imports the admi
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -300,6 +299,8 @@ class _Echo:
 
 
 def _write_lines(names: list[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+    import csv
+
     writer = csv.writer(cast(Any, _Echo()))
     yield cast(str, writer.writerow(names))
     for row in rows:

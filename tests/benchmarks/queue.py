@@ -13,13 +13,12 @@ from typing import Any
 
 from tests.benchmarks._site import compare, describe, say, servers
 
-SINGLES = 200
-
 
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks queue")
     parser.add_argument("--messages", type=int, default=5000)
+    parser.add_argument("--singles", type=int, default=200, help="of those that go one by one")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--html", action="store_true")
     options = parser.parse_args()
@@ -30,7 +29,7 @@ def main() -> None:
 
         logging.disable(logging.CRITICAL)
         _peers.prepare()
-        number = options.messages
+        number, singly = options.messages, options.singles
 
         def make(messages: int) -> list[Any]:
             return make_messages(messages, has_html=options.html)
@@ -44,9 +43,9 @@ def main() -> None:
         singles = {
             name: (
                 lambda path=path: [
-                    import_string(path)().send_messages(make(1)) for _ in range(SINGLES)
+                    import_string(path)().send_messages(make(1)) for _ in range(singly)
                 ],
-                SINGLES,
+                singly,
             )
             for name, path in backends.items()
         }
@@ -57,7 +56,7 @@ def main() -> None:
         floor = "message().as_bytes() alone"
         say(describe(f"median of {options.rounds} interleaved rounds"))
         compare(f"{number:,} in one call", {floor: serialise(number), **batches}, options.rounds)
-        compare("one by one", {floor: serialise(SINGLES), **singles}, options.rounds)
+        compare("one by one", {floor: serialise(singly), **singles}, options.rounds)
 
 
 def make_messages(number: int, *, has_html: bool = False) -> list[Any]:

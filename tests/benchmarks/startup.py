@@ -8,6 +8,7 @@ and constraints) and as many plain pages in the admin, and nothing else.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -19,7 +20,6 @@ from pathlib import Path
 
 from tests.benchmarks._site import say
 
-ROUNDS = 25
 OURS = ["connect_mailer", "connect_mailer.bouncy"]
 FLOOR = "connect_mailer_bare"
 APPS = {
@@ -126,17 +126,20 @@ folder.mkdir()
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks startup")
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
     taken: dict[str, list[list[float]]] = {}
     _run(WRITE_FLOOR, OURS, str(FOLDER / FLOOR))
     sys.path.append(str(FOLDER))
     present = {name: apps for name, apps in APPS.items() if all(find_spec(app) for app in apps[:1])}
     for apps in present.values():
         _start(apps, "")
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, apps in present.items():
             taken.setdefault(name, []).append(_start(apps, BACKENDS.get(name, "")))
     say(
-        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median (and least) of {ROUNDS} "
+        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median (and least) of {rounds} "
         "rounds; what an app adds to the first line\n\n"
         f"{'':<20}{'setup(): ms':>16}{'CPU ms':>16}{'MB':>7}{'and backend: ms':>18}{'CPU ms':>16}"
         f"{'MB':>7}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import socket
 import socketserver
 import threading
@@ -18,6 +19,7 @@ from connect_mailer.backend import ConnectMailerBackend
 from connect_mailer.models import OutgoingMessage
 from connect_mailer.sending import transport
 from connect_mailer.testing.outbox import deliver_all
+from connect_mailer.testing.ses import LocalSES
 
 pytestmark = pytest.mark.django_db
 
@@ -197,6 +199,28 @@ def test_smtp_is_down(settings: Any) -> None:
     assert deliver_all() == 0
 
     assert OutgoingMessage.objects.get().status == "queued"
+
+
+@pytest.mark.parametrize(
+    ("options", "sender"),
+    [({}, "the lean sender"), ({"SES_CLIENT": "boto3"}, "boto3")],
+    ids=["by default", "boto3"],
+)
+def test_the_setting_says_who_sends_to_ses(
+    settings: Any, caplog: pytest.LogCaptureFixture, options: dict[str, str], sender: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="connect_mailer.sending.ses")
+    settings.AWS_ACCESS_KEY_ID = settings.AWS_SECRET_ACCESS_KEY = "test"
+    with LocalSES() as ses:
+        settings.CONNECT_MAILER = {"SES_REGION": "us-east-1", "SES_ENDPOINT_URL": ses.url} | options
+        mime = queue()
+
+        assert deliver_all() == 1
+
+        transport.get_ses_client().close()
+        [mail] = ses.mailbox()
+        assert mail.mime == mime
+    assert f"Mail is sent by {sender}." in caplog.messages
 
 
 if django.VERSION >= (6, 1):
