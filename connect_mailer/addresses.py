@@ -34,6 +34,12 @@ _NAMED = r"([\w'&!-]+(?: [\w'&!-]+)*) <([\w+-]+(?:\.[\w+-]+)*)@([A-Za-z0-9-]+(?:
 _DOT_ATOM = re.compile(
     r"[^\s\x00-\x20\x7f()<>@,;:\\\".\[\]]+(\.[^\s\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*"
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Half a surrogate pair, which can't be encoded.
+_HALF = re.compile(r"[\ud800-\udfff]")
+# What IDNA takes for dots as well. Nobody writes them into an envelope, and a full-width stop is
+# not the stop that it looks like. Source: RFC 3490, section 3.1 (IDNA 2008 has no such rule).
+_OTHER_DOTS = re.compile("[\u3002\uff0e\uff61]")
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*", re.ASCII)
 
 
@@ -104,13 +110,22 @@ def find_key(text: object) -> str | None:
 
 
 def _parse_mailbox(value: str) -> tuple[str, str, str]:
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+    if _CONTROL.search(value):
         raise InvalidAddress(f"{value!r} is not an address: it has a control character")
     try:
         mailbox, rest = parser.get_mailbox(value)
         # Of text that is cut off, the parts fail only when they are read.
-        display_name, domain = mailbox.display_name or "", mailbox.domain
-        local: str | None = mailbox.local_part
+        display_name = mailbox.display_name or ""
+        if "=?" in value:
+            # Python decodes encoded words everywhere, and what is in one may be another person's
+            # address, or a NUL. They belong in display names only: so the rest is read from a
+            # text that has none, which is unmistakable, as no control character got here.
+            # Source: RFC 2047, section 5 (none in an addr-spec, none in a quoted string).
+            mailbox, rest = parser.get_mailbox(value.replace("=?", "=\x01?"))
+        local, domain, rest = (
+            None if part is None else str(part).replace("\x01", "")
+            for part in (mailbox.local_part, mailbox.domain, rest)
+        )
     except (
         HeaderParseError,
         IndexError,
@@ -124,6 +139,9 @@ def _parse_mailbox(value: str) -> tuple[str, str, str]:
         raise InvalidAddress(f"{value!r} is not one address: {rest!r} is left over")
     if local is None or domain is None:
         raise InvalidAddress(f"{value!r} is not an address such as name@example.com")
+    # Whatever a parser makes of a text: no database takes these.
+    if _CONTROL.search(local + domain) or _HALF.search(local + domain):
+        raise InvalidAddress(f"{value!r} is not an address: it has a character that none has")
     if not _DOT_ATOM.fullmatch(local) and '"' in value:
         # The parser hands a quoted local part on without its quotes.
         escaped = local.replace("\\", "\\\\").replace('"', '\\"')
@@ -145,6 +163,8 @@ def _is_local_part(local: str) -> bool:
 def _domain_to_ascii(domain: str, value: str) -> str:
     domain = _to_lower(domain)
     if not domain.isascii():
+        if _OTHER_DOTS.search(domain):
+            raise InvalidAddress(f"{value!r} has a dot in its domain that is not '.'")
         lowered = domain.lower()
         # Only ASCII may become ASCII: the Kelvin sign's lower case is an ordinary "k".
         if sum(map(str.isascii, lowered)) != sum(map(str.isascii, domain)):

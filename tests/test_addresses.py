@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from email.utils import parseaddr
+from types import SimpleNamespace
 
 import pytest
 from django.utils.functional import lazystr
@@ -22,6 +23,14 @@ from connect_mailer.exceptions import InvalidAddress
         ('"Doe, Jo" <jo@example.com>', "jo@example.com", "Doe, Jo"),
         ('"eve@evil.example" <jo@example.com>', "jo@example.com", "eve@evil.example"),
         ("=?utf-8?q?J=C3=B6?= <jo@example.com>", "jo@example.com", "Jö"),
+        # RFC 2047, section 5: an encoded word is one in a display name only.
+        ("=?utf-8?q?J=C3=B6?= <=?utf-8?q?a?=@example.com>", "=?utf-8?q?a?=@example.com", "Jö"),
+        ('=?utf-8?q?J=C3=B6?= <"=?utf-8?q?a?="@example.com>', "=?utf-8?q?a?=@example.com", "Jö"),
+        ('"=?utf-8?q?a?="@example.com', "=?utf-8?q?a?=@example.com", ""),
+        ('"=?utf-8?q?=e9?="@example.com', "=?utf-8?q?=e9?=@example.com", ""),
+        ('"=?utf-8?q?=00x?="@e.com', "=?utf-8?q?=00x?=@e.com", ""),
+        ('"=?utf-8?q?a=0d=0ab?="@e.com', "=?utf-8?q?a=0d=0ab?=@e.com", ""),
+        ('"=?utf-8?q?a b?="@e.com', '"=?utf-8?q?a b?="@e.com', ""),
         ("  <jo@example.com> ", "jo@example.com", ""),
         ('"jo doe"@example.com', '"jo doe"@example.com', ""),
         ("jo@bücher.example", "jo@xn--bcher-kva.example", ""),
@@ -77,6 +86,15 @@ def test_reads_names_as_python_does(names: list[str], parts: list[str]) -> None:
         "jo@" + "a." * 130 + "com",
         "jo@\u212aing.example",  # the Kelvin sign
         "jo@fran\u0131k.example\u2044x",
+        "jo@example\u3002com",
+        "jo@example\uff0ecom",
+        "jo@b\u00fccher\uff61example",
+        "jo@=?utf-8?q?example.com?=",
+        "jo@=?utf-8?q?=e9?=.com",
+        '"jo"@=?utf-8?q?=00?=.com',
+        'jo@example.com "=?utf-8?q?=00?="',
+        "j\udce9@example.com",
+        "jo@ex\udce9mple.com",
         None,
     ],
 )
@@ -86,6 +104,52 @@ def test_refuses_what_is_not_one_mailbox(text: object) -> None:
 
     assert isinstance(caught.value, ValueError)
     assert repr(str(text).strip()) in str(caught.value)
+
+
+def test_refuses_what_no_database_takes_whatever_the_parser_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for local, domain in (("j\0", "e.com"), ("j\r\n", "e.com"), ("j\udce9", "e.com"), ("j", "\0")):
+        mailbox = SimpleNamespace(display_name=None, local_part=local, domain=domain)
+        answer = mailbox, ""
+        monkeypatch.setattr(addresses.parser, "get_mailbox", lambda _text, answer=answer: answer)
+        with pytest.raises(InvalidAddress, match="a character that none has"):
+            addresses.parse('"j"@e.com')
+
+
+# Of what makes and hides encoded words.
+_PIECES = [
+    "a",
+    "@e.com",
+    '"',
+    "=?utf-8?q?",
+    "=?x?q?",
+    "=e9",
+    "=00",
+    "=0d=0a",
+    "v",
+    "?=",
+    "(",
+    ")",
+    "<",
+    ">",
+    "@",
+    ".",
+    "=?utf-8?b?/w==?=",
+    "=?utf-8?q?v?=",
+]
+
+
+@given(st.lists(st.sampled_from([*_PIECES, " "]), min_size=2, max_size=10).map("".join))
+def test_no_encoded_word_is_somebody(text: str) -> None:
+    key = addresses.find_key(text)
+
+    if key is not None:
+        assert addresses.normalise(key) == key
+        assert key.isascii()
+        assert key.isprintable()
+        written = text.translate(dict.fromkeys(map(ord, '" ()<>')))
+        assert key.translate(dict.fromkeys(map(ord, '" ()<>'))) in written
 
 
 @pytest.mark.parametrize("text", ["(" * 900, "(" * 100_000, '"' * 998, "x" * 100_000 + "@x.y"])

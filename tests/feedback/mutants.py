@@ -319,6 +319,11 @@ MUTANTS = [
         ("says why", "wanted[address, source] = detail", 'wanted[address, source] = ""'),
     ),
     *make_mutants(
+        "../addresses.py",
+        ("encoded words stay as they are", 'if "=?" in value:', "if False:"),
+        ("other dots stay out", "if _OTHER_DOTS.search(domain):", "if False:"),
+    ),
+    *make_mutants(
         "../models.py",
         ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),

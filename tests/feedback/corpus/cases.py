@@ -723,6 +723,11 @@ _NO_ADDRESSES: tuple[object, ...] = (
     "mailto:",
     "a@example.com?subject=x",
     "a@\ud800.example",
+    "a@example\u3002com",
+    "a@example\uff0ecom",
+    "a@example\uff61com",
+    "a@=?utf-8?q?example.com?=",
+    "a@=?utf-8?q?=e9?=",
 )
 
 

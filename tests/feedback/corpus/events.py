@@ -237,7 +237,9 @@ def recipients() -> Iterator[OddCase]:
         " a@example.com ": first,
         '"a"@example.com': None,
         "a@example.com,b@example.com": set(),
-        "a@EXAMPLE\u3002com": None,
+        "a@EXAMPLE\u3002com": set(),
+        "a@example\uff0ecom": set(),
+        "a@example\uff61com": set(),
         "\uff41@example.com": set(),
         "a@example.\u212aom": set(),
         "a+x@example.com": set(),
@@ -245,6 +247,12 @@ def recipients() -> Iterator[OddCase]:
         "a@[127.0.0.1]": set(),
         "a@example.com\0": None,
         "=?utf-8?q?a=40example.com?=": set(),
+        '"=?utf-8?q?a?="@example.com': set(),
+        '"=?utf-8?q?=e9?="@example.com': set(),
+        '"=?utf-8?q?=00x?="@e.com': set(),
+        '"=?utf-8?q?a=0d=0ab?="@e.com': set(),
+        "a@=?utf-8?q?example.com?=": set(),
+        "=?utf-8?q?=e9=00?= <a@example.com>": first,
     }.items():
         for make in (make_bounce, make_complaint):
             message = make([form], mail=make_mail(PEOPLE, ses_message_id=ID))
