@@ -15,6 +15,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connections, models, router, transaction
 from django.db.models.functions import Lower
 from django.dispatch import Signal
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from connect_mailer import signals
@@ -140,8 +141,8 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         """Write down that a reader opted out, of one list or (blank) of all mail.
 
         One query and one insert, whoever else does the same at that moment. Sends
-        ``unsubscribed`` where it is new, which is returned. ``detail``: how it is known, where
-        it was not told by a link.
+        ``unsubscribed`` where it is new, which is returned; else one update, of ``modified_at``.
+        ``detail``: how it is known, where it was not told by a link.
 
         Raises:
             InvalidAddress: ``address`` is none.
@@ -161,22 +162,30 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
                 row.save(using=using, force_insert=True)
         except IntegrityError:
             rows = self.using(using).filter(address=key, source=row.source)
-            if not rows.filter(mailing_list=mailing_list).exists():
+            # Said again, it is newer than whatever she chose before (`come_back`).
+            if not rows.filter(mailing_list=mailing_list).update(modified_at=timezone.now()):
                 raise
             return False
         _announce(signals.unsubscribed, [row], using)
         return True
 
-    def come_back(self, address: str, mailing_list: str = "") -> bool:
+    def come_back(
+        self, address: str, mailing_list: str = "", *, before: datetime | None = None
+    ) -> bool:
         """Take back what ``opt_out`` did with the same arguments; return whether there was any.
 
         Rows of other sources stay: who bounced or complained is not written to, whatever a
-        link says. Sends ``resubscribed``.
+        link says. With ``before`` (as the database has times) an opt-out that was written down,
+        or repeated, later than that stays too. Sends ``resubscribed``.
 
         Raises:
             InvalidAddress: ``address`` is none.
         """
-        return self._lift(address, mailing_list=mailing_list) > 0
+        which: dict[str, Any] = {"mailing_list": mailing_list}
+        if before is not None:
+            # Not `created_at`, which an opt-out that was repeated keeps.
+            which["modified_at__lte"] = before
+        return self._lift(address, **which) > 0
 
     def welcome_back(self, address: str) -> int:
         """Forget every opt-out of a reader who registers again; return how many there were.
@@ -188,7 +197,7 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         """
         return self._lift(address)
 
-    def _lift(self, address: str, **which: str) -> int:
+    def _lift(self, address: str, **which: Any) -> int:
         using = router.db_for_write(self.model)
         rows = list(
             self.using(using).filter(

@@ -90,7 +90,11 @@ def suppress(
 def follow_subscription(event: Event) -> None:
     """Do as a reader told SES's own subscription management, whose topics are the site's lists.
 
-    Events of another contact list than ``SES_CONTACT_LIST`` are not this site's.
+    Events of another contact list than ``SES_CONTACT_LIST`` are not this site's. They come in any
+    order, and late: one takes back only opt-outs that were written down before it happened, or
+    none where it doesn't say when, so that who opted out since is not written to.
+
+    Source: Amazon SNS FAQs, "Features and functionality" (standard topics: best-effort ordering).
     """
     contact_list = conf.ses.contact_list
     if not contact_list or event.details.get("contactList") != contact_list:
@@ -99,9 +103,14 @@ def follow_subscription(event: Event) -> None:
     if address is None:
         logger.warning("A subscription event does not say whom it is about")
         return
+    happened_at = records.make_own_time(event.happened_at)
     for mailing_list, is_left in sorted(events.read_choices(event).items()):
-        change = Unsubscribe.objects.opt_out if is_left else Unsubscribe.objects.come_back
-        if len(mailing_list) <= MAX_LIST_LENGTH and change(address, mailing_list):
+        if len(mailing_list) <= MAX_LIST_LENGTH and (
+            Unsubscribe.objects.opt_out(address, mailing_list)
+            if is_left
+            else happened_at is not None
+            and Unsubscribe.objects.come_back(address, mailing_list, before=happened_at)
+        ):
             logger.info(
                 "%s %s %r in SES",
                 conf.hash_address(address),

@@ -242,3 +242,8 @@ def _find_lengths(model: type[models.Model]) -> dict[str, int | None]:
 def make_time(time: datetime | None) -> datetime | None:
     """A time as django-bouncy wrote it: UTC, with its zone or without."""
     return time if time is None or settings.USE_TZ else time.replace(tzinfo=None)
+
+
+def make_own_time(time: datetime | None) -> datetime | None:
+    """A time as this app's tables have it: with its zone, or without and local, as Django's own."""
+    return time if time is None or settings.USE_TZ else timezone.make_naive(time)

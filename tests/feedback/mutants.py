@@ -316,6 +316,7 @@ MUTANTS = [
             '.values_list("address", flat=True)\n    )',
             '.values_list("address", flat=True)[:0]\n    )',
         ),
+        ("newer opt-outs stay", "mailing_list, before=happened_at)", "mailing_list)"),
         ("says why", "wanted[address, source] = detail", 'wanted[address, source] = ""'),
     ),
     *make_mutants(
@@ -325,6 +326,7 @@ MUTANTS = [
     ),
     *make_mutants(
         "../models.py",
+        ("opt-outs repeated stay", ".update(modified_at=timezone.now())", ".exists()"),
         ("users by their address", "lower_email=Lower(field)", "lower_email=models.F(field)"),
     ),
     *make_mutants(
@@ -457,7 +459,8 @@ if os.environ.get("TEST_DATABASE") == "mysql":
 def main(word: str = "") -> int:
     """Try every mutant whose rule or file has ``word``; return how many nobody noticed."""
     names = [
-        f"test_{name}.py" for name in ("webhook", "deadline", "at_once", "sns", "corpus", "fuzz")
+        f"test_{name}.py"
+        for name in ("webhook", "subscription", "deadline", "at_once", "sns", "corpus", "fuzz")
     ]
     return try_all(MUTANTS, FEEDBACK, [f"tests/feedback/{name}" for name in names], word=word)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from connect_mailer import signals
@@ -28,12 +30,15 @@ def _choices(*left, every=False):
 
 @pytest.fixture
 def tell(post, signer):
-    def tell(new, old, *, to=("Ada@Example.com",), contact_list="readers"):
+    def tell(new, old, *, to=("Ada@Example.com",), contact_list="readers", hours=1):
+        at = None
+        if hours is not None:
+            at = (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="milliseconds")
         event = make_event(
             "Subscription",
             {
                 "contactList": contact_list,
-                "timestamp": "2026-01-12T01:00:17.910Z",
+                "timestamp": at,
                 "source": "UnsubscribeHeader",
                 "newTopicPreferences": new,
                 "oldTopicPreferences": old,
@@ -56,6 +61,35 @@ def test_out_of_a_topic_and_back(tell):
 def test_out_of_everything_and_back(tell):
     assert tell(_choices(every=True), _choices()) == {("ada@example.com", "user", "")}
     assert tell(_choices("news"), _choices(every=True)) == {("ada@example.com", "user", "news")}
+
+
+# SNS keeps no order.
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_an_older_event_takes_no_newer_opt_out_back(tell, settings, use_tz, zone):
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, zone
+    Unsubscribe.objects.opt_out("ada@example.com", "digest")
+    out = {("ada@example.com", "user", "digest")}
+    assert tell(_choices(), _choices("digest"), hours=-1) == out
+    assert tell(_choices(), _choices("digest"), hours=1) == set()
+
+
+def test_an_event_without_a_time_takes_nothing_back(tell):
+    out = {("ada@example.com", "user", "digest")}
+    assert tell(_choices("digest"), _choices(), hours=None) == out
+    assert tell(_choices(), _choices("digest"), hours=None) == out
+
+
+def test_who_opts_out_again_is_out_from_then_on(tell):
+    Unsubscribe.objects.opt_out("ada@example.com", "digest")
+    two_days_ago = datetime.now(UTC) - timedelta(days=2)
+    Unsubscribe.objects.update(created_at=two_days_ago, modified_at=two_days_ago)
+    assert not Unsubscribe.objects.opt_out("ada@example.com", "digest")
+    out = {("ada@example.com", "user", "digest")}
+    assert tell(_choices(), _choices("digest"), hours=-24) == out
+    assert tell(_choices(), _choices("digest"), hours=1) == set()
 
 
 def test_what_was_left_elsewhere_stays_left(tell):

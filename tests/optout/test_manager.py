@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.core.mail import EmailMessage
 from django.db import transaction
+from django.utils import timezone
 
 from connect_mailer import signals
 from connect_mailer.backend import ConnectMailerBackend
@@ -60,6 +63,28 @@ def test_one_opt_out_is_not_another():
     assert not Unsubscribe.objects.come_back(ADDRESS)
     assert not Unsubscribe.objects.come_back("bob@example.com", "digest")
     assert _rows() == {("user", "digest")}
+
+
+def test_what_was_said_since_is_not_taken_back(heard, django_capture_on_commit_callbacks):
+    before = timezone.now()
+    with django_capture_on_commit_callbacks(execute=True):
+        Unsubscribe.objects.opt_out(ADDRESS)
+        assert not Unsubscribe.objects.come_back(ADDRESS, before=before)
+        assert _rows() == {("user", "")}
+        assert Unsubscribe.objects.come_back(ADDRESS, before=timezone.now())
+    assert not _rows()
+    assert heard == [("unsubscribed", ADDRESS, ""), ("resubscribed", ADDRESS, "")]
+
+
+def test_an_opt_out_that_is_repeated_is_newer():
+    Unsubscribe.objects.opt_out(ADDRESS)
+    Unsubscribe.objects.suppress(ADDRESS, "bounce")
+    old = timezone.now() - timedelta(days=1)
+    Unsubscribe.objects.update(created_at=old, modified_at=old)
+    assert not Unsubscribe.objects.opt_out(ADDRESS)
+    assert not Unsubscribe.objects.come_back(ADDRESS, before=timezone.now() - timedelta(hours=1))
+    assert set(Unsubscribe.objects.values_list("created_at", flat=True)) == {old}
+    assert Unsubscribe.objects.get(source="bounce").modified_at == old
 
 
 def test_who_registers_again_is_welcome(heard, django_capture_on_commit_callbacks):
