@@ -7,7 +7,6 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Final
 
-from django.conf import settings
 from django.db.models import F, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
@@ -15,6 +14,7 @@ from django.utils import timezone
 from connect_mailer.conf import conf
 from connect_mailer.feedback import events
 from connect_mailer.feedback.events import Event
+from connect_mailer.feedback.records import make_own_time
 from connect_mailer.logs import make_extra
 from connect_mailer.models import OutgoingRecipient, Unsubscribe
 
@@ -52,9 +52,8 @@ def follow(event: Event) -> None:
         address__in=addresses,
         message__sent_at__gte=now - timedelta(days=conf.soft_bounce_days),
     ).exclude(status__in=[Status.QUEUED, Status.SUPPRESSED])
-    if event.sent_at:
+    if sent_at := make_own_time(event.sent_at):
         # Of what was sent since, it is too early to know: servers try for hours.
-        sent_at = event.sent_at if settings.USE_TZ else timezone.make_naive(event.sent_at)
         written = written.exclude(status=Status.SENT, message__sent_at__gt=sent_at)
     written = (
         written.annotate(

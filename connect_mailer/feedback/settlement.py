@@ -23,7 +23,7 @@ from connect_mailer.conf import conf
 from connect_mailer.feedback import events
 from connect_mailer.feedback.brief import execute
 from connect_mailer.feedback.events import Event
-from connect_mailer.feedback.records import MAX_REASON, make_time
+from connect_mailer.feedback.records import MAX_REASON, make_own_time
 from connect_mailer.logs import make_extra
 from connect_mailer.models import (
     MessageEvent,
@@ -152,7 +152,7 @@ def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
         [Tally(stream=found.stream, sent=int(is_new), written=written)] if is_new or written else []
     )
     counted = [*sent, *_count_outcomes(found.stream, event, changed)]
-    at = make_time(event.happened_at) or timezone.now()
+    at = make_own_time(event.happened_at) or timezone.now()
     return Outcome(message=found.pk, at=at, changed=changed, noted=noted, counted=counted)
 
 
@@ -321,7 +321,7 @@ def _note_reading(found: Found, event: Event, using: str) -> None:
     noted.create(
         message_id=found.pk,
         kind=(MessageEvent.Kind.OPENED if event.kind == events.OPEN else MessageEvent.Kind.CLICKED),
-        at=make_time(event.happened_at) or timezone.now(),
+        at=make_own_time(event.happened_at) or timezone.now(),
         # Without what comes after the path: it may be a secret of the reader's.
         detail=link.partition("?")[0].partition("#")[0],
     )
@@ -340,7 +340,7 @@ def _settle_sent(found: Found, event: Event, using: str) -> bool:
     now = timezone.now()
     message.status = OutgoingMessage.Status.SENT
     message.ses_message_id = message.ses_message_id or _cut_id(event)
-    message.sent_at = message.sent_at or make_time(event.sent_at) or now
+    message.sent_at = message.sent_at or make_own_time(event.sent_at) or now
     message.last_error = ""
     _finish(message, now, using)
     if conf.keep_bodies_days == 0:
@@ -367,7 +367,7 @@ def _settle_rejected(found: Found, event: Event, using: str) -> None:
     MessageEvent.objects.using(using).create(
         message=message,
         kind=MessageEvent.Kind.FAILED,
-        at=make_time(event.happened_at) or timezone.now(),
+        at=make_own_time(event.happened_at) or timezone.now(),
         detail=message.last_error,
     )
     count([Tally(stream=message.stream, failed=1)], using=using)

@@ -6,6 +6,8 @@ import json
 import logging
 import threading
 import uuid
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.cache import caches
@@ -875,6 +877,33 @@ def test_an_event_before_the_drains_own_settle(
     assert OutgoingContent.objects.count() == 0
     assert statuses(row) == {"a@example.com": status}
     assert seen == [row]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def test_times_of_the_outbox_without_time_zones_are_local(post, signer, settings, zone):
+    """As all others of its tables; those of django-bouncy's are in UTC."""
+    settings.USE_TZ, settings.TIME_ZONE = False, zone
+    at = "2026-03-01T12:00:00.000Z"
+    local = datetime(2026, 3, 1, 12, tzinfo=UTC).astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+    sent, rejected = (make_message("a@example.com", status="sending") for _ in "ab")
+    mail = make_mail(["a@example.com"], tag=sent.uuid, timestamp=at)
+    bounce = make_bounce(["a@example.com"], mail=mail)
+    bounce["bounce"]["timestamp"] = at
+    other = {**make_mail(["a@example.com"], tag=rejected.uuid), "messageId": "another"}
+    # The second one is of a message that is sent already, which is written in another way.
+    for message in (
+        bounce,
+        {**bounce, "bounce": {**bounce["bounce"], "feedbackId": "another"}},
+        make_event("Open", {"timestamp": at}, mail=mail),
+        make_event("Reject", {"timestamp": at, "reason": "x"}, mail=other),
+    ):
+        assert post(signer.notification(message)).status_code == 200
+    sent.refresh_from_db()
+    assert sent.sent_at == local
+    for row, number in ((sent, 3), (rejected, 1)):
+        assert [*row.events.values_list("at", flat=True)] == [local] * number
+    found = Bounce.objects.values_list("feedback_timestamp", "mail_timestamp")
+    assert {*found} == {(datetime.fromisoformat(at).replace(tzinfo=None),) * 2}
 
 
 def test_the_tag_names_the_row_where_the_id_is_of_another(post, signer):
