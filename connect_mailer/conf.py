@@ -681,6 +681,8 @@ class Conf:
         if not value:
             return ()
         entries = value.split(",") if isinstance(value, str) else value
+        if isinstance(entries, list | tuple | set | frozenset):
+            entries = [entry for entry in entries if entry is not None]  # a variable that is unset
         if not isinstance(entries, list | tuple | set | frozenset) or not all(
             isinstance(entry, str) for entry in entries
         ):

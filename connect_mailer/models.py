@@ -169,6 +169,24 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         _announce(signals.unsubscribed, [row], using)
         return True
 
+    def opt_out_all(self, details: Mapping[str, str], mailing_list: str = "") -> list[str]:
+        """``opt_out`` of several addresses, which are normalised ones, each with its detail.
+
+        As many queries for all as for one. Sends ``unsubscribed`` for each that is new, and
+        returns those.
+        """
+        using = router.db_for_write(self.model)
+        keys = {(address, self.model.Source.USER.value, mailing_list) for address in details}
+        new = keys - self.find_keys(details.keys())
+        if new:
+            self.add_all(new, details=details)
+            rows = [
+                self.model(address=address, source=source, mailing_list=mailing_list)
+                for address, source, _list in sorted(new)
+            ]
+            _announce(signals.unsubscribed, rows, using)
+        return sorted(address for address, _source, _list in new)
+
     def come_back(
         self, address: str, mailing_list: str = "", *, before: datetime | None = None
     ) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from connect_mailer.bouncy import utils
+from connect_mailer.feedback import sns
 from connect_mailer.testing import SNSSigner
 
 
@@ -35,6 +36,19 @@ def test_a_forged_subscription_is_not_approved(signer: SNSSigner) -> None:
     assert (
         utils.approve_subscription({**data, "Type": "SubscriptionConfirmation"}).status_code == 400
     )
+
+
+@pytest.mark.parametrize("kind", ["Notification", "UnsubscribeConfirmation"])
+def test_what_asks_for_no_subscription_approves_none(
+    signer: SNSSigner, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    called = []
+    monkeypatch.setattr(sns, "fetch", lambda *args, **kwargs: called.append(args))
+    make = signer.notification if kind == "Notification" else signer.unsubscribe_confirmation
+    data = json.loads(make({"a": 1}) if kind == "Notification" else make())
+
+    assert utils.approve_subscription(data).status_code == 400
+    assert not called
 
 
 def test_times(settings: Any) -> None:

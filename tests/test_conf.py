@@ -152,6 +152,7 @@ def test_no_redis_on_request(settings: Any, monkeypatch: pytest.MonkeyPatch) -> 
         ("arn:a, arn:b,", ("arn:a", "arn:b")),
         (["arn:a", "arn:b"], ("arn:a", "arn:b")),
         (("arn:a",), ("arn:a",)),
+        ([None], ()),
     ],
 )
 def test_topics(settings: Any, value: object, arns: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.conf import settings
 from django.http import HttpResponse
 
 from connect_mailer.exceptions import NotificationRefused
-from connect_mailer.feedback import webhook
+from connect_mailer.feedback import sns, webhook
 
 
 def verify_notification(data: Mapping[str, Any]) -> bool:
@@ -33,14 +34,16 @@ def verify_notification(data: Mapping[str, Any]) -> bool:
 def approve_subscription(data: Mapping[str, Any]) -> HttpResponse:
     """Confirm a subscription, if it is genuine and of a topic in ``BOUNCY_TOPIC_ARN``.
 
-    Status 200, or 400 where it is neither; ``SubscribeURL`` is not visited.
+    Status 200, or 400 where it is neither, or asks for something else. ``SubscribeURL`` is not
+    visited.
 
     Raises:
         NotificationUndecided: the certificate can't be had now, or SNS doesn't answer.
     """
-    try:
+    notification: sns.Notification | None = None
+    with suppress(NotificationRefused):
         notification = webhook.authenticate(json.dumps(data).encode())
-    except NotificationRefused:
+    if notification is None or notification.type != sns.SUBSCRIPTION:
         return HttpResponse("Refused", status=400, content_type="text/plain")
     status = webhook.confirm(notification)
     return HttpResponse(status=status, content_type="text/plain")

@@ -47,6 +47,7 @@ DELAYED: Final = "delayed"
 _UNKNOWN: Final = "Undetermined"
 
 _MAX_INTEGER: Final = 2**31 - 1
+_MAX_WORD: Final = 150
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,8 @@ def read_destination(message: Mapping[str, Any]) -> tuple[str, ...]:
     listed = mail.get("destination") if isinstance(mail, Mapping) else None
     if not isinstance(listed, list):
         return ()
-    texts = (text for text in listed if isinstance(text, str))
+    # What is no text stands for somebody, too: where there are several, nobody is guessed.
+    texts = (text if isinstance(text, str) else "" for text in listed)
     return tuple(dict.fromkeys(read_address(text) or read_text(text) or "" for text in texts))
 
 
@@ -221,12 +223,17 @@ def is_not_spam(feedback_type: str | None) -> bool:
 
     Source: RFC 6430 (the feedback type ``not-spam``); types are not case-sensitive, RFC 5965.
     """
-    return (feedback_type or "").strip().lower() == NOT_SPAM
+    return _is_word(feedback_type, NOT_SPAM)
 
 
 def is_delayed(action: str | None) -> bool:
     """Whether the remote server is still trying. Source: RFC 3464, section 2.3.3."""
-    return (action or "").strip().lower() == DELAYED
+    return _is_word(action, DELAYED)
+
+
+def _is_word(value: str | None, word: str) -> bool:
+    # What fills django-bouncy's columns may have been cut there, and be another word as a whole.
+    return value is not None and len(value) < _MAX_WORD and value.strip().lower() == word
 
 
 def _read_tag(tags: object) -> uuid.UUID | None:

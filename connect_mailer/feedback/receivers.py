@@ -233,21 +233,19 @@ def _find_recipients(ses_message_id: str) -> frozenset[str]:
 def _suppress_all(
     wanted: Mapping[tuple[str, str], str], find_mailing_list: Callable[[], str]
 ) -> None:
-    opt_outs = {key: why for key, why in wanted.items() if key[1] == Unsubscribe.Source.USER}
-    if others := {key: why for key, why in wanted.items() if key not in opt_outs}:
+    user = Unsubscribe.Source.USER
+    if others := {key: why for key, why in wanted.items() if key[1] != user}:
         records.suppress(others)
         log_suppressed(others)
-    if not opt_outs:
-        return
-    # SES refuses mail to who left one topic of the contact list, which is one mailing list.
-    mailing_list = find_mailing_list()
-    for (address, source), why in sorted(opt_outs.items()):
-        if Unsubscribe.objects.opt_out(address, mailing_list, detail=why):
+    if opt_outs := {key[0]: why for key, why in wanted.items() if key[1] == user}:
+        # SES refuses mail to who left one topic of the contact list, which is one mailing list.
+        mailing_list = find_mailing_list()
+        for address in Unsubscribe.objects.opt_out_all(opt_outs, mailing_list):
             logger.info(
                 "%s opted out of %r, as SES says",
                 conf.hash_address(address),
                 mailing_list or "all mail",
-                extra=make_extra({"source": source}, recipients=[address]),
+                extra=make_extra({"source": user.value}, recipients=[address]),
             )
 
 

@@ -370,14 +370,15 @@ class Certificates:
             NotificationUndecided: it can't be had now.
         """
         now = datetime.now(UTC)
-        pem, until = self._fresh.get(url, (None, 0.0))
+        kept, until = self._fresh.get(url, (None, 0.0))
         if until > self._clock():
             try:
-                return read_certificate(pem, host=host, now=now)
+                return read_certificate(kept, host=host, now=now)
             except ValueError as error:
                 logger.warning("A kept signing certificate is not used: %s", error)
         cached, known = _ask(cache, url), self._known.get(url)
-        for pem in (cached, known):
+        # The last one may be all that there is: what came out of a cache that is gone since.
+        for pem in (cached, known, kept):
             if pem is not None:
                 try:
                     key = read_certificate(pem, host=host, now=now)

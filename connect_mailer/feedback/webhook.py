@@ -145,8 +145,16 @@ def _take(notification: sns.Notification, request: HttpRequest, deadline: Deadli
 
     try:
         message = sns.load_json(notification.message)
-    except ValueError:
+    except ValueError as error:
         message = None
+        if notification.message.lstrip().startswith("{"):
+            # SES writes none like that; whatever it says, somebody should look.
+            logger.warning(
+                "Notification %s can't be read: %s",
+                _quote(notification.message_id),
+                _quote(str(error)),
+                extra=_describe(notification),
+            )
     event = events.read(message)
     using = router.db_for_write(NotificationReceipt)
     with _unless_taken(notification, using, deadline):
@@ -356,8 +364,8 @@ def _describe(
     return make_extra(
         {
             "notification": notification.message_id,
-            "event": event.kind,
-            "ses_id": event.ses_message_id,
+            "event": _quote(event.kind)[1:-1],
+            "ses_id": _quote(event.ses_message_id)[1:-1],
         },
         recipients=(recipient.address for recipient in event.recipients),
     )

@@ -369,6 +369,20 @@ def test_the_cache_is_asked_again_after_a_while_and_what_it_had_is_examined_each
     assert full.asked == 3
 
 
+def test_what_a_cache_had_outlives_it(signer):
+    now = [0.0]
+
+    def download(host, target):
+        raise NotificationUndecided("nothing is there")
+
+    certificates = sns.Certificates(download, clock=lambda: now[0])
+    cache = DictCache({signer.certificate_url: signer.certificate_pem})
+    for _ in range(3):
+        assert certificates.get_key(signer.certificate_url, host=HOST, cache=cache)
+        cache.clear()
+        now[0] += sns.FRESH_SECONDS + 1
+
+
 def test_what_was_good_a_moment_ago_is_examined_and_bounded():
     signer = SNSSigner.generate(name=HOST)
     urls = make_urls(sns.MAX_CERTIFICATES * 2)

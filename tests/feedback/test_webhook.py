@@ -551,6 +551,22 @@ def test_who_left_a_topic_by_unknown_mail_leaves_all(post, signer, ses_message_i
     assert opted_out() == [("a@example.com", "user", "")]
 
 
+@pytest.mark.parametrize("number", [1, 50])
+def test_who_left_a_topic_costs_no_more_statements_for_many(signer, number):
+    statements = []
+
+    def note(execute, sql, *rest):
+        statements.append(sql)
+        return execute(sql, *rest)
+
+    people = [f"{n}@example.com" for n in range(number)]
+    body = signer.notification(refuse_unsubscribed(*people))
+    with connection.execute_wrapper(note):
+        assert Client().post("/mail/bouncy/", body, content_type="text/plain").status_code == 200
+    assert len(opted_out()) == number
+    assert len(statements) <= 14
+
+
 def test_who_was_not_written_to_leaves_nothing(post, signer):
     make_message("a@example.com", mailing_list="digest", ses_message_id=SES_MESSAGE_ID)
     written_to = ["a@example.com", "b@example.com"]
@@ -708,6 +724,8 @@ def test_times_without_time_zones(post, signer, settings):
         ("victim@example.com", ["a@example.com", "b@example.com"], None),
         ("victim@example.com", ["a@example.com", "A@EXAMPLE.com"], "a@example.com"),
         ("victim@example.com", ["a@example.com", "no address"], None),
+        ("victim@example.com", ["a@example.com", 5], None),
+        ("victim@example.com", ["a@example.com", ["b@example.com"]], None),
         ("victim@example.com", [], None),
         ("maß@example.com", ["mass@example.com", "b@example.com"], None),
         ("mark@example.com", ["mar\u212a@example.com", "b@example.com"], None),
@@ -755,6 +773,32 @@ def test_many_are_unsubscribed_together_and_known_ones_once(post, signer, caplog
         ("Permanent/General: smtp; 550 5.1.1 user unknown", None)
     }
     assert caplog.text.count("Not written to any more") == 3
+
+
+def test_what_only_begins_like_a_word_is_another_one(post, signer):
+    """Cut as its column cuts it, it would be that word."""
+    complaint = make_complaint(["a@example.com"], feedback_type=f"not-spam{' ' * 142}x")
+    assert post(signer.notification(complaint)).status_code == 200
+    bounce = make_bounce(["b@example.com"])
+    bounce["bounce"]["bouncedRecipients"][0]["action"] = f"delayed{' ' * 143}x"
+    assert post(signer.notification(bounce)).status_code == 200
+    assert suppressed() == {("a@example.com", "complaint"), ("b@example.com", "bounce")}
+
+
+def test_what_looks_like_an_event_and_is_none_is_loud(post, signer, caplog):
+    assert post(signer.notification('{"eventType": "Bounce", "eventType": "x"}')).status_code == 200
+    assert "can't be read" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["kind", "id"])
+def test_fields_of_the_log_are_one_line(post, signer, caplog, name):
+    caplog.set_level(logging.INFO)
+    message = make_event("Send", mail=make_mail(["a@example.com"], ses_message_id="a\nb"))
+    if name == "kind":
+        message["eventType"] = "a\nb"
+    assert post(signer.notification(message)).status_code == 200
+    said = [str(value) for record in caplog.records for value in vars(record).values()]
+    assert not any("a\nb" in text for text in said)
 
 
 # The outbox
