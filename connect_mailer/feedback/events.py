@@ -48,6 +48,9 @@ _UNKNOWN: Final = "Undetermined"
 
 _MAX_INTEGER: Final = 2**31 - 1
 _MAX_WORD: Final = 150
+# Each of those that are read takes a query. SES's lists have up to 20.
+# Source: Amazon SES Developer Guide, "Using list management".
+_MAX_TOPICS: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +107,8 @@ def read(message: object) -> Event | None:
         sent_at=read_time(mail.get("timestamp")),
         happened_at=read_time(details.get("timestamp")),
         destination=read_destination(message),
-        recipients=tuple(_read_recipients(kind, details)),
+        # What is said again is not written again: a report may repeat itself thousands of times.
+        recipients=tuple(dict.fromkeys(_read_recipients(kind, details))),
         details=details,
     )
 
@@ -167,7 +171,7 @@ def _read_left(preferences: object) -> set[str]:
     topics = preferences.get("topicSubscriptionStatus")
     left = {
         name
-        for topic in (topics if isinstance(topics, list) else ())
+        for topic in (topics[:_MAX_TOPICS] if isinstance(topics, list) else ())
         if isinstance(topic, Mapping) and topic.get("subscriptionStatus") == "OptOut"
         if (name := read_text(topic.get("topicName")))
     }

@@ -133,7 +133,7 @@ def settle(event: Event, *, using: str) -> bool:
 def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
     """What an event changes, if the message is sent; ``is_new``: it is so only now."""
     known = {one.address for one in found.recipients}
-    noted: list[tuple[str, str, str]] = []
+    noted: dict[tuple[str, str, str], None] = {}
     changes: dict[tuple[str, str], set[str]] = {(Status.SENT.value, ""): known}
     for reported in event.recipients:
         status, reason = _describe_outcome(event, reported)
@@ -141,7 +141,8 @@ def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
         if address is not None:
             changes.setdefault((status, reason), set()).add(address)
             kind, detail = _describe_history(event, reported, status, reason)
-            noted.append((address, kind, detail))
+            # Once, even where many addresses in a report are about one person.
+            noted[address, kind, detail] = None
     for (status, reason), about in changes.items():
         for one in found.recipients:
             if one.address in about and _RANKS[one.status] < _RANKS[status]:
@@ -153,7 +154,7 @@ def judge(event: Event, found: Found, *, is_new: bool = False) -> Outcome:
     )
     counted = [*sent, *_count_outcomes(found.stream, event, changed)]
     at = make_own_time(event.happened_at) or timezone.now()
-    return Outcome(message=found.pk, at=at, changed=changed, noted=noted, counted=counted)
+    return Outcome(message=found.pk, at=at, changed=changed, noted=tuple(noted), counted=counted)
 
 
 def _find(event: Event, using: str) -> Found | None:

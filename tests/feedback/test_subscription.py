@@ -114,6 +114,11 @@ def test_what_can_not_be_understood_changes_nothing(tell, new):
     assert tell(new, new) == set()
 
 
+def test_more_topics_than_a_list_has(tell):
+    topics = [{"topicName": str(n), "subscriptionStatus": "OptOut"} for n in range(1000)]
+    assert len(tell({"topicSubscriptionStatus": topics}, None)) == 100
+
+
 def test_only_where_the_option_is_on(tell, settings):
     settings.CONNECT_MAILER = {}
     assert tell(_choices(every=True), _choices()) == set()

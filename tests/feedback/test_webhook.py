@@ -426,6 +426,19 @@ def test_more_recipients_than_a_mail_has(post, signer):
 
 
 @pytest.mark.parametrize("make", [make_bounce, make_complaint, make_delivery])
+def test_what_is_reported_again_is_written_once(post, signer, make):
+    row = make_message("a@example.com", status="sent", ses_message_id=SES_MESSAGE_ID)
+    table = {make_bounce: Bounce, make_complaint: Complaint, make_delivery: Delivery}[make]
+    mail = make_mail(["a@example.com"])
+    # The others are about her too, as nobody else was written to.
+    others = [f"{n}@elsewhere.example" for n in range(9)]
+    message = make(["a@example.com", "A@Example.com"] * 1000 + others, mail=mail)
+    assert post(signer.notification(message)).status_code == 200
+    assert row.events.count() == 1
+    assert table.objects.count() == 1 + len(others)
+
+
+@pytest.mark.parametrize("make", [make_bounce, make_complaint, make_delivery])
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_rows_are_the_same_whether_somebody_listens(signer, connected, settings, make, use_tz):
     settings.USE_TZ = use_tz
