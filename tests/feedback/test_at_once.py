@@ -16,7 +16,7 @@ from django.db.models import Sum
 from django.utils import timezone
 from django_bouncy.models import Bounce, Delivery
 
-from connect_mailer.feedback import settlement
+from connect_mailer.feedback import events, records, settlement
 from connect_mailer.models import NotificationReceipt, OutgoingMessage, Tally, Unsubscribe
 from connect_mailer.testing.sns import make_bounce, make_delivery, make_mail
 from tests.feedback.site import DELIVERIES, deliver
@@ -214,3 +214,11 @@ def test_the_time_to_wait_for_locks_is_as_it_was(signer, post, again):
             assert cursor.fetchone() == (37, 38)
         finally:
             cursor.execute("SET innodb_lock_wait_timeout = DEFAULT, lock_wait_timeout = DEFAULT")
+
+
+@pytest.mark.parametrize(("number", "is_plain"), [(50, True), (51, False)])
+def test_one_statement_is_about_no_more_than_mail_has(number: int, is_plain: bool) -> None:
+    """So many values as there might be else, SQLite takes in no statement of older versions."""
+    event = events.read(make_delivery([f"{n}@example.com" for n in range(number)]))
+    assert event is not None
+    assert records.is_plain(event, using="default") is is_plain
