@@ -26,6 +26,7 @@ MAX_RECIPIENTS = 50
 
 MAX_ADDRESS_LENGTH = 320
 MAX_DETAIL_LENGTH = 500
+MAX_ID_LENGTH = 100
 
 # The message tag that carries a row's uuid through SES, so that SES's own events name it.
 MESSAGE_ID_TAG = "connect-mailer-id"
@@ -177,8 +178,15 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         """
         using = router.db_for_write(self.model)
         keys = {(address, self.model.Source.USER.value, mailing_list) for address in details}
-        new = keys - self.find_keys(details.keys())
-        if new:
+        known = self.find_keys(details.keys()) & keys
+        if known:  # said again, as in `opt_out`
+            again = self.using(using).filter(
+                address__in=[address for address, _source, _list in known],
+                source=self.model.Source.USER,
+                mailing_list=mailing_list,
+            )
+            again.update(modified_at=timezone.now())
+        if new := keys - known:
             self.add_all(new, details=details)
             rows = [
                 self.model(address=address, source=source, mailing_list=mailing_list)
@@ -389,7 +397,9 @@ class OutgoingMessage(models.Model):
     # Recipients that this call would write to: what it costs of the account's rate.
     cost = models.PositiveSmallIntegerField(default=1, editable=False)
 
-    ses_message_id = models.CharField(_("SES message id"), max_length=100, blank=True, default="")
+    ses_message_id = models.CharField(
+        _("SES message id"), max_length=MAX_ID_LENGTH, blank=True, default=""
+    )
     last_error = models.TextField(_("last error"), blank=True, default="")
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     sent_at = models.DateTimeField(_("sent"), null=True, blank=True)

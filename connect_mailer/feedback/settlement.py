@@ -26,6 +26,7 @@ from connect_mailer.feedback.events import Event
 from connect_mailer.feedback.records import MAX_REASON, make_own_time
 from connect_mailer.logs import make_extra
 from connect_mailer.models import (
+    MAX_ID_LENGTH,
     MessageEvent,
     OutgoingContent,
     OutgoingMessage,
@@ -434,4 +435,4 @@ def _describe_outcome(event: Event, recipient: events.Recipient) -> tuple[str, s
 
 
 def _cut_id(event: Event) -> str:
-    return event.ses_message_id[:100]
+    return event.ses_message_id[:MAX_ID_LENGTH]

@@ -41,6 +41,7 @@ from connect_mailer.exceptions import (
 )
 from connect_mailer.logs import make_extra, mask
 from connect_mailer.models import (
+    MAX_ID_LENGTH,
     MESSAGE_ID_TAG,
     OutgoingContent,
     OutgoingMessage,
@@ -612,19 +613,33 @@ class Drain:
         """What is to be sent for each row, or what becomes of it instead."""
         try:
             return self._load(rows) if rows else []
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception:  # noqa: BLE001
+        except Exception as error:
+            if self._is_outage(error):
+                raise
             # Most likely what one of them holds can't be read: that holds up no other.
             return [self._load_alone(row) for row in rows]
 
     def _load_alone(self, row: outbox.Claimed) -> Envelope | outbox.Result:
         try:
             return self._load([row])[0]
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if self._is_outage(error):
+                raise
             return self._judge(row, error)
+
+    def _is_outage(self, error: Exception) -> bool:
+        """Whether an error is about the database, and not about what it was asked for.
+
+        An operational error is one of the database's that went away, and also one of a page that
+        can't be read, or of a time limit, in a database that is there.
+        """
+        if not isinstance(error, OperationalError | InterfaceError):
+            return False
+        return not self._is_connected() or "locked" in str(error)  # SQLite, by another one
+
+    def _is_connected(self) -> bool:
+        connection = connections[self._using]
+        return connection.connection is not None and connection.is_usable()
 
     def _load(self, rows: Sequence[outbox.Claimed]) -> list[Envelope | outbox.Result]:
         recipients = self._load_recipients(rows)
@@ -633,10 +648,15 @@ class Drain:
         for row in rows:
             kept = recipients.get(row.pk)
             body = bodies.get(row.content_id) if row.content_id else None
-            if row.has_expired:
-                end = (Status.EXPIRED, f"Not sent before {row.expires_at}.")
-            elif row.in_doubt and self._holds_doubtful:
+            if row.in_doubt and self._holds_doubtful:
                 end = (Status.FAILED, f"In doubt: SES may have taken it. {row.last_error}")
+            elif row.has_expired and row.in_doubt:
+                end = (
+                    Status.EXPIRED,
+                    f"In doubt: SES may have taken it before {row.expires_at}. {row.last_error}",
+                )
+            elif row.has_expired:
+                end = (Status.EXPIRED, f"Not sent before {row.expires_at}.")
             elif row.attempts > self._max_attempts:
                 end = (Status.FAILED, f"Given up after {row.attempts - 1} tries. {row.last_error}")
             elif body is None or kept is None:
@@ -804,7 +824,7 @@ class Drain:
         if isinstance(answer, str):
             result = outbox.Sent.of(
                 slot,
-                ses_message_id=answer,
+                ses_message_id=answer[:MAX_ID_LENGTH],
                 to_simulator=any(map(is_simulated, slot.envelope.recipients)),
             )
             if logger.isEnabledFor(logging.INFO):
@@ -885,10 +905,27 @@ class Drain:
 
     def _settle(self) -> None:
         results = [result for result, _ in self._results]
-        outbox.settle(results, keep_bodies=self._keeps_bodies, using=self._using)
+        try:
+            outbox.settle(results, keep_bodies=self._keeps_bodies, using=self._using)
+        except DatabaseError as error:
+            if isinstance(error, OperationalError) or not self._is_connected():
+                raise
+            self._settle_one_by_one()
         self._results.clear()
         if self._one_pass:
             self._look_at = self._clock()  # for what was queued meanwhile
+
+    def _settle_one_by_one(self) -> None:
+        """What can't be written down of one holds up no other."""
+        while self._results:
+            result, _ = self._results[0]
+            try:
+                outbox.settle([result], keep_bodies=self._keeps_bodies, using=self._using)
+            except DatabaseError as error:
+                if isinstance(error, OperationalError) or not self._is_connected():
+                    raise
+                _tell_unsettled(result, error)
+            self._results.pop(0)
 
     def _give_up_results(self) -> None:
         """What can't be written down while the lease holds is another drain's to decide."""
@@ -898,13 +935,18 @@ class Drain:
             if now + OUTAGE_SECONDS < lease_ends_at:
                 kept.append((result, lease_ends_at))
             else:
-                logger.error(
-                    "Row %s could not be settled: %s",
-                    result.pk,
-                    result,
-                    extra=make_extra({"id": result.pk, "stream": result.stream}),
-                )
+                _tell_unsettled(result)
         self._results = kept
+
+
+def _tell_unsettled(result: outbox.Result, error: Exception | None = None) -> None:
+    logger.error(
+        "Row %s could not be settled: %s",
+        result.pk,
+        result,
+        exc_info=error,
+        extra=make_extra({"id": result.pk, "stream": result.stream}),
+    )
 
 
 def _read_in_pieces(content: QuerySet[OutgoingContent]) -> Iterator[bytes]:

@@ -163,9 +163,10 @@ def test_ses_can_not_be_connected_to(ses: LocalSES, black_hole: str) -> None:
 
 
 # A body that the server can't read, as after a damage of its disk.
+# What is read of a page is either wrong, or can't be had from the disk.
 DAMAGE = """
     CREATE FUNCTION unreadable() RETURNS bytea LANGUAGE plpgsql AS
-    $$ BEGIN RAISE EXCEPTION 'missing chunk number 0' USING ERRCODE = 'data_corrupted'; END $$;
+    $$ BEGIN RAISE EXCEPTION 'missing chunk number 0' USING ERRCODE = '{error}'; END $$;
     ALTER TABLE connect_mailer_outgoingcontent RENAME TO damaged;
     CREATE VIEW connect_mailer_outgoingcontent AS SELECT id, CASE WHEN id = (
         SELECT content_id FROM connect_mailer_outgoingmessage ORDER BY id LIMIT 1
@@ -173,12 +174,13 @@ DAMAGE = """
 """
 
 
-def test_rows_that_can_not_be_processed(ses: LocalSES) -> None:
+@pytest.mark.parametrize("error", ["data_corrupted", "io_error"])
+def test_rows_that_can_not_be_processed(ses: LocalSES, error: str) -> None:
     with open_site(ses.url, MAX_ATTEMPTS=2, RETRY_DELAY=1) as site:
         site.run("queue", "20")
         ids = [pk for (pk,) in site.ask("SELECT id FROM connect_mailer_outgoingmessage ORDER BY 1")]
         row = "connect_mailer_outgoingmessage"
-        site.ask(DAMAGE)
+        site.ask(DAMAGE.format(error=error))
         site.ask(f"UPDATE {row} SET tags = '[1]' WHERE id = {ids[1]}")
         site.ask(f"UPDATE {row} SET content_id = NULL WHERE id = {ids[2]}")
         to = "connect_mailer_outgoingrecipient"

@@ -580,6 +580,15 @@ def test_who_left_a_topic_costs_no_more_statements_for_many(signer, number):
     assert len(statements) <= 14
 
 
+def test_who_leaves_a_topic_again_left_it_now(post, signer):
+    """So that nothing older takes it back."""
+    old = timezone.now() - timedelta(days=1)
+    Unsubscribe.objects.opt_out("a@example.com")
+    Unsubscribe.objects.update(modified_at=old)
+    assert post(signer.notification(refuse_unsubscribed("a@example.com"))).status_code == 200
+    assert not Unsubscribe.objects.come_back("a@example.com", before=old + timedelta(hours=1))
+
+
 def test_who_was_not_written_to_leaves_nothing(post, signer):
     make_message("a@example.com", mailing_list="digest", ses_message_id=SES_MESSAGE_ID)
     written_to = ["a@example.com", "b@example.com"]

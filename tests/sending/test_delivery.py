@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 from django.core.mail import EmailMessage
-from django.db import connection
+from django.db import DataError, connection
 from django.utils import timezone
 
 from connect_mailer import signals
@@ -412,6 +412,24 @@ class TestAnswers:
         assert "doubt" in row.last_error
         assert len(ses.mailbox()) == 1
 
+    @pytest.mark.parametrize(("setting", "status"), [("hold", "failed"), ("resend", "expired")])
+    def test_in_doubt_and_expired(
+        self, ses: LocalSES, settings: Any, setting: str, status: str
+    ) -> None:
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "IN_DOUBT": setting}
+        ses.inject(Fault(lost="after"))
+        queue("a@example.org", expires_at=timezone.now() + timedelta(hours=1))
+        drain()
+        now = timezone.now() - timedelta(seconds=1)
+        OutgoingMessage.objects.update(due_at=now, expires_at=now)
+
+        drain()
+
+        row = get_row()
+        assert row.status == status
+        assert row.last_error.startswith("In doubt: SES may have taken it")
+        assert len(ses.mailbox()) == 1
+
     def test_in_doubt_is_sent_again_by_default(self, ses: LocalSES) -> None:
         ses.inject(Fault(lost="after"))
         queue("a@example.org")
@@ -434,6 +452,29 @@ class TestAnswers:
         row = OutgoingMessage.objects.get(status=Status.FAILED)
         assert "It has a virus." in row.last_error
         assert row.content is not None
+
+    def test_what_can_not_be_written_down_of_one_holds_up_no_other(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        queue("a@example.org", "b@example.org", "c@example.org")
+        bad = OutgoingMessage.objects.get(recipients__address="b@example.org").pk
+        settle = outbox.settle
+
+        def refuse(results: Any, **options: Any) -> None:
+            if any(result.pk == bad for result in results):
+                raise DataError("no such value")
+            settle(results, **options)
+
+        monkeypatch.setattr(outbox, "settle", refuse)
+        drain()
+
+        statuses = dict(OutgoingRecipient.objects.values_list("address", "message__status"))
+        assert statuses == {
+            "a@example.org": "sent",
+            "b@example.org": "sending",
+            "c@example.org": "sent",
+        }
+        assert f"Row {bad} could not be settled" in caplog.text
 
     def test_the_last_attempt(self, ses: LocalSES, settings: Any) -> None:
         settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "MAX_ATTEMPTS": 2}
