@@ -55,6 +55,24 @@ def test_a_worker_is_killed(ses: LocalSES, tmp_path: Path, point: str) -> None:
     assert twice <= set(accepted) - settled
 
 
+def test_one_process_of_a_worker_is_killed(ses: LocalSES, tmp_path: Path) -> None:
+    """Where memory is short, the kernel takes that one; the rest of the worker goes on."""
+    with open_site(ses.url, LEASE_SECONDS=5, CONCURRENCY=10, MAX_DRAINS=1) as site:
+        site.run("queue", "100")
+        env = {"FAULT_POINT": "before settle", "FAULT_SIGNAL": "SIGKILL", "FAULT_ALONE": "1"}
+        worker = site.start_worker(app=APP, **env, FAULT_MARK=str(tmp_path / "mark"))
+        wait_for(lambda: "WorkerLostError" in worker.read(), tell=worker.read)
+        # Nothing is sent until the drain's lease has ended.
+        accepted = set(count_arrivals(ses))
+        wait_for(lambda: site.count() == {"sent": 100}, tell=worker.read)
+        assert worker.process.poll() is None
+
+    arrivals = count_arrivals(ses)
+    assert set(arrivals) == everybody(100)
+    assert max(arrivals.values()) == 2
+    assert {address for address, number in arrivals.items() if number > 1} <= accepted
+
+
 def test_heroku_stops_a_dyno(ses: LocalSES) -> None:
     """SIGTERM to each process, in the middle of slow answers; SIGKILL 30 s later."""
     for seconds in (8, 6, 4, 2):
