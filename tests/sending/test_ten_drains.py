@@ -1,4 +1,4 @@
-"""Drains in processes of their own, on the database of this test run: ten at once, killed."""
+"""Drains in processes of their own, on the database of this test run; ten of them at once."""
 
 from __future__ import annotations
 
@@ -98,3 +98,23 @@ def test_a_drain_is_killed(site: Site, ses: LocalSES) -> None:
     twice = {address for address, times in arrivals.items() if times > 1}
     # What SES had taken and nobody had written down, and no other.
     assert twice <= accepted - settled
+
+
+def test_purge_runs_beside_drains(site: Site, ses: LocalSES) -> None:
+    purge = site.start("tests.site", "purge")
+    wait_for(lambda: "0" in purge.read().split(), tell=purge.read)
+    site.run("queue", str(NUMBER))
+
+    said = site.run("drain", "3")
+
+    wait_for(lambda: site.count() == {}, tell=purge.read)
+    for table in ("content", "recipient"):
+        query = f"SELECT 1 FROM connect_mailer_outgoing{table}"
+        wait_for(lambda: not site.ask(query), tell=purge.read)  # noqa: B023
+    assert purge.process.poll() is None, purge.read()
+    forgotten = [int(number) for number in purge.read().split()]
+    assert sum(forgotten) == NUMBER
+    assert len([number for number in forgotten if number]) > 2  # while others were sent
+    assert int(said.splitlines()[-1]) == NUMBER
+    assert count_arrivals(ses) == dict.fromkeys(everybody(NUMBER), 1)
+    assert "out of reach" not in said
