@@ -3,7 +3,7 @@
 ``FAULT_POINT`` is such as ``before claim`` or ``after settle`` (the functions of the outbox),
 ``FAULT_SIGNAL`` what all processes of the worker get there, and ``FAULT_MARK`` a file that
 says that it has happened: once is enough. With ``FAULT_ALONE`` only the process that came there
-gets it, as from the kernel where memory is short. ``CLOCK_OFF_SECONDS`` is how wrong its clock is.
+gets it, as from the kernel where memory is short.
 
 A quarter of a minute until a dead drain is no longer waited for is for sites; here it is a few
 seconds. So is a minute between sweeps, but for workers with a ``FAULT_SWEEP_SECONDS``.
@@ -19,11 +19,7 @@ from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init
 
-from tests.faults import clock
-
-clock.put_off(float(os.environ.get("CLOCK_OFF_SECONDS", "0")))
-
-from tests.site.celery import app as app  # noqa: E402 - with that clock
+from tests.site.celery import app as app
 
 
 @celeryd_after_setup.connect
