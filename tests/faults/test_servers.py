@@ -114,6 +114,37 @@ def test_the_database_goes_away_while_mail_is_queued(ses: LocalSES) -> None:
     assert count_arrivals(ses) == Counter(chain.from_iterable(map(everybody, numbers)))
 
 
+COMMITTING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def test_the_connection_ends_in_the_commit(ses: LocalSES) -> None:
+    """The caller can't know that it is stored, and gets an error; it goes out all the same."""
+    with (
+        servers.open_postgres() as server,
+        open_site(ses.url, server=server.settings) as site,
+    ):
+        # Committed by then, these wait for somebody who never comes.
+        site.ask("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        site.ask("ALTER SYSTEM SET synchronous_commit = 'local'")
+        site.ask("SELECT pg_reload_conf()")
+        waits = {"PGOPTIONS": "-c synchronous_commit=on"}
+        # In one statement, in a transaction.
+        callers = [site.start("tests.site", "send", number, **waits) for number in ("1", "5")]
+        wait_for(
+            lambda: len(site.ask(COMMITTING)) == len(callers),
+            tell=lambda: [caller.read() for caller in callers],
+        )
+        site.ask(f"SELECT pg_terminate_backend(pid) FROM ({COMMITTING}) AS committing")
+        for caller in callers:
+            assert "OperationalError" in caller.wait()
+            assert caller.process.returncode != 0
+        assert site.count() == {"queued": 6}
+
+        worker = site.start_worker(app=APP)
+        wait_for(lambda: site.count() == {"sent": 6}, tell=worker.read)
+    assert count_arrivals(ses) == Counter([*everybody(1), *everybody(5)])
+
+
 @pytest.mark.parametrize("status", ["sending", "sent"], ids=["claiming", "settling"])
 def test_the_database_goes_away_in_the_middle_of(ses: LocalSES, status: str) -> None:
     with open_site(ses.url) as site:
