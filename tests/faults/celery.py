@@ -2,7 +2,8 @@
 
 ``FAULT_POINT`` is such as ``before claim`` or ``after settle`` (the functions of the outbox),
 ``FAULT_SIGNAL`` what all processes of the worker get there, and ``FAULT_MARK`` a file that
-says that it has happened: once is enough. ``CLOCK_OFF_SECONDS`` is how wrong its clock is.
+says that it has happened: once is enough. With ``FAULT_ALONE`` only the process that came there
+gets it, as from the kernel where memory is short.
 
 A quarter of a minute until a dead drain is no longer waited for is for sites; here it is a few
 seconds. So is a minute between sweeps, but for workers with a ``FAULT_SWEEP_SECONDS``.
@@ -18,11 +19,7 @@ from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init
 
-from tests.faults import clock
-
-clock.put_off(float(os.environ.get("CLOCK_OFF_SECONDS", "0")))
-
-from tests.site.celery import app as app  # noqa: E402 - with that clock
+from tests.site.celery import app as app
 
 
 @celeryd_after_setup.connect
@@ -60,8 +57,11 @@ def _stop() -> None:
         Path(os.environ["FAULT_MARK"]).touch(exist_ok=False)
     except FileExistsError:
         return
-    if os.environ["FAULT_SIGNAL"] == "SIGSTOP":
+    number = signal.Signals[os.environ["FAULT_SIGNAL"]]
+    if os.environ.get("FAULT_ALONE"):
+        os.kill(os.getpid(), number)
+    if number == signal.SIGSTOP:
         # What other threads have begun comes to its end: between their look at the lease and
         # the last byte of a request nothing could call it back.
         time.sleep(1)
-    os.killpg(0, signal.Signals[os.environ["FAULT_SIGNAL"]])
+    os.killpg(0, number)

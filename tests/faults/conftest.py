@@ -53,7 +53,7 @@ class Valkey:
 
     def start(self) -> None:
         self._server = ValkeyServer(port=self.port, data_dir=self._folder, persist=True)
-        env = _make_wrong_clock(self._clock_off_seconds) if self._clock_off_seconds else {}
+        env = make_wrong_clock(self._clock_off_seconds) if self._clock_off_seconds else {}
         with mock.patch.dict(os.environ, env):
             self._server.start()
 
@@ -84,7 +84,7 @@ class Valkey:
         self.port = primary.port
 
 
-def _make_wrong_clock(off_seconds: int) -> dict[str, str]:
+def make_wrong_clock(off_seconds: int) -> dict[str, str]:
     """An environment in which a program reads another time than it is."""
     spec = importlib.util.find_spec("libfaketime")
     assert spec is not None

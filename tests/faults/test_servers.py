@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import psycopg
@@ -95,17 +96,53 @@ def test_what_is_rolled_back_is_not_sent(ses: LocalSES) -> None:
 
 
 def test_the_database_goes_away_while_mail_is_queued(ses: LocalSES) -> None:
+    # In one statement, in three inserts, copied.
+    numbers = (1, 5, 150)
     with open_site(ses.url) as site:
         # The last of the three inserts: rows and bodies are there by then.
         site.ask(CUT.format(when="TRUE", times=1, table="outgoingrecipient"))
-        assert "terminating connection" in site.fail("send", "5")
-        for table in ("content", "message", "recipient"):
-            assert site.ask(f"SELECT 1 FROM connect_mailer_outgoing{table}") == []
+        for number in numbers:
+            site.ask("ALTER SEQUENCE cuts RESTART")
+            assert "terminating connection" in site.fail("send", str(number))
+            for table in ("content", "message", "recipient"):
+                assert site.ask(f"SELECT 1 FROM connect_mailer_outgoing{table}") == []
 
         worker = site.start_worker(app=APP)
-        site.run("send", "5")
-        wait_for(lambda: site.count() == {"sent": 5}, tell=worker.read)
-    assert count_arrivals(ses) == dict.fromkeys(everybody(5), 1)
+        for number in numbers:
+            site.run("send", str(number))
+        wait_for(lambda: site.count() == {"sent": sum(numbers)}, tell=worker.read)
+    assert count_arrivals(ses) == Counter(chain.from_iterable(map(everybody, numbers)))
+
+
+COMMITTING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def test_the_connection_ends_in_the_commit(ses: LocalSES) -> None:
+    """The caller can't know that it is stored, and gets an error; it goes out all the same."""
+    with (
+        servers.open_postgres() as server,
+        open_site(ses.url, server=server.settings) as site,
+    ):
+        # Committed by then, these wait for somebody who never comes.
+        site.ask("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        site.ask("ALTER SYSTEM SET synchronous_commit = 'local'")
+        site.ask("SELECT pg_reload_conf()")
+        waits = {"PGOPTIONS": "-c synchronous_commit=on"}
+        # In one statement, in a transaction.
+        callers = [site.start("tests.site", "send", number, **waits) for number in ("1", "5")]
+        wait_for(
+            lambda: len(site.ask(COMMITTING)) == len(callers),
+            tell=lambda: [caller.read() for caller in callers],
+        )
+        site.ask(f"SELECT pg_terminate_backend(pid) FROM ({COMMITTING}) AS committing")
+        for caller in callers:
+            assert "OperationalError" in caller.wait()
+            assert caller.process.returncode != 0
+        assert site.count() == {"queued": 6}
+
+        worker = site.start_worker(app=APP)
+        wait_for(lambda: site.count() == {"sent": 6}, tell=worker.read)
+    assert count_arrivals(ses) == Counter([*everybody(1), *everybody(5)])
 
 
 @pytest.mark.parametrize("status", ["sending", "sent"], ids=["claiming", "settling"])
@@ -237,6 +274,7 @@ def test_sqlite_is_locked_or_full(ses: LocalSES, tmp_path: Path) -> None:
         is_full = "database or disk is full"
         assert is_full in site.fail("send", "9", "1000000", SITE_SERVER=limited)
         assert site.count() == {"sent": 150}
+        assert count_arrivals(ses) == dict.fromkeys(everybody(150), 1)
         ses.clear()
         site.run("queue", "100")
 

@@ -55,6 +55,56 @@ def test_a_worker_is_killed(ses: LocalSES, tmp_path: Path, point: str) -> None:
     assert twice <= set(accepted) - settled
 
 
+def test_one_process_of_a_worker_is_killed(ses: LocalSES, tmp_path: Path) -> None:
+    """Where memory is short, the kernel takes that one; the rest of the worker goes on."""
+    with open_site(ses.url, LEASE_SECONDS=5, CONCURRENCY=10, MAX_DRAINS=1) as site:
+        site.run("queue", "100")
+        env = {"FAULT_POINT": "before settle", "FAULT_SIGNAL": "SIGKILL", "FAULT_ALONE": "1"}
+        worker = site.start_worker(app=APP, **env, FAULT_MARK=str(tmp_path / "mark"))
+        wait_for(lambda: "WorkerLostError" in worker.read(), tell=worker.read)
+        # Nothing is sent until the drain's lease has ended.
+        accepted = set(count_arrivals(ses))
+        wait_for(lambda: site.count() == {"sent": 100}, tell=worker.read)
+        assert worker.process.poll() is None
+
+    arrivals = count_arrivals(ses)
+    assert set(arrivals) == everybody(100)
+    assert max(arrivals.values()) == 2
+    assert {address for address, number in arrivals.items() if number > 1} <= accepted
+
+
+def test_what_a_killed_worker_had_is_held(ses: LocalSES) -> None:
+    ses.configure(latency_seconds=2)
+    options = {"IN_DOUBT": "hold", "LEASE_SECONDS": 5, "CONCURRENCY": 10, "MAX_DRAINS": 1}
+    with open_site(ses.url, **options) as site:
+        site.run("queue", "100")
+        worker = site.start_worker(app=APP)
+        wait_for(lambda: len(ses.mailbox()) >= 5, tell=worker.read)
+        worker.send_to_group(signal.SIGKILL)
+        worker.wait()
+        accepted = set(count_arrivals(ses))
+
+        ses.configure(latency_seconds=0.01)
+        again = site.start_worker(app=APP)
+        wait_for(lambda: set(site.count()) == {"sent", "failed"}, tell=lambda: again.read())
+        ended = site.ask(ENDED)
+
+    sent = {address for address, status, _ in ended if status == "sent"}
+    held = {address: error for address, status, error in ended if status == "failed"}
+    assert sent | set(held) == everybody(100)
+    assert all(error.startswith("In doubt: SES may have taken it.") for error in held.values())
+    # What it had claimed and not begun is held as well: nobody knows.
+    assert accepted < set(held)
+    assert count_arrivals(ses) == dict.fromkeys(sent | accepted, 1)
+
+
+ENDED = """
+    SELECT address, message.status, last_error
+    FROM connect_mailer_outgoingmessage AS message
+    JOIN connect_mailer_outgoingrecipient AS recipient ON recipient.message_id = message.id
+"""
+
+
 def test_heroku_stops_a_dyno(ses: LocalSES) -> None:
     """SIGTERM to each process, in the middle of slow answers; SIGKILL 30 s later."""
     for seconds in (8, 6, 4, 2):

@@ -1,7 +1,9 @@
-"""Ten drains at once, each with a connection of its own, on the database of this test run."""
+"""Drains in processes of their own, on the database of this test run; ten of them at once."""
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.site.running import (
     everybody,
     make_sqlite,
     open_site,
+    wait_for,
 )
 
 NUMBER = 500
@@ -55,4 +58,63 @@ def test_ten_drains_send_each_message_once(site: Site, ses: LocalSES) -> None:
     assert site.count() == {"sent": NUMBER}
     assert count_arrivals(ses) == dict.fromkeys(everybody(NUMBER), 1)
     # That others are in the way is no outage: nobody waits a second for it, or reads of it.
+    assert "out of reach" not in said
+
+
+def test_a_drain_is_killed(site: Site, ses: LocalSES) -> None:
+    number = 60
+    options = json.loads(site.env["SITE_CONNECT_MAILER"])
+    site.env["SITE_CONNECT_MAILER"] = json.dumps({**options, "LEASE_SECONDS": 5})
+    site.run("queue", str(number))
+    drain = site.start("tests.site", "drain", SITE_KEY_ID="killed")
+    wait_for(lambda: len(ses.mailbox()) >= 20, tell=drain.read)
+    # These are in flight when it dies, however fast it is.
+    ses.configure(latency_seconds=30)
+    in_flight = len(ses.mailbox()) + options["CONCURRENCY"]
+    wait_for(lambda: len(ses.mailbox()) >= in_flight, tell=drain.read)
+    drain.send_to_group(signal.SIGKILL)
+    drain.wait()
+    settled = {
+        address
+        for (address,) in site.ask(
+            "SELECT address FROM connect_mailer_outgoingrecipient WHERE status = 'sent'"
+        )
+    }
+    assert settled
+
+    ses.configure(latency_seconds=0)
+    # Each ends when nothing is due: the last one is there when those leases have ended.
+    wait_for(lambda: bool(site.run("drain")) and site.count() == {"sent": number})
+
+    accepted = {
+        address
+        for mail in ses.mailbox()
+        if mail.access_key_id == "killed"
+        for address in mail.recipients
+    }
+    arrivals = count_arrivals(ses)
+    assert set(arrivals) == everybody(number)
+    assert max(arrivals.values()) == 2
+    twice = {address for address, times in arrivals.items() if times > 1}
+    # What SES had taken and nobody had written down, and no other.
+    assert twice <= accepted - settled
+
+
+def test_purge_runs_beside_drains(site: Site, ses: LocalSES) -> None:
+    purge = site.start("tests.site", "purge")
+    wait_for(lambda: "0" in purge.read().split(), tell=purge.read)
+    site.run("queue", str(NUMBER))
+
+    said = site.run("drain", "3")
+
+    wait_for(lambda: site.count() == {}, tell=purge.read)
+    for table in ("content", "recipient"):
+        query = f"SELECT 1 FROM connect_mailer_outgoing{table}"
+        wait_for(lambda: not site.ask(query), tell=purge.read)  # noqa: B023
+    assert purge.process.poll() is None, purge.read()
+    forgotten = [int(number) for number in purge.read().split()]
+    assert sum(forgotten) == NUMBER
+    assert len([number for number in forgotten if number]) > 2  # while others were sent
+    assert int(said.splitlines()[-1]) == NUMBER
+    assert count_arrivals(ses) == dict.fromkeys(everybody(NUMBER), 1)
     assert "out of reach" not in said

@@ -4,7 +4,8 @@
 (so many of each), ``send N`` (with it; says how many seconds it took), ``send N BYTES`` (of noise,
 each), ``send_each N`` (one by one), ``reset`` (one of the transactional stream), ``roll_back N``;
 ``deliver N`` (asks for so many drains); ``drain``, ``drain N`` (so many at once, in threads);
-``serve`` (the webhook, until it is ended); ``look PATH`` (prints a page of the admin).
+``purge`` (again and again until it is ended; says how many rows, each time); ``serve`` (the
+webhook, until it is ended); ``look PATH`` (prints a page of the admin).
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def main(command: str, *args: str) -> None:
             deliver.delay()
     elif command == "drain":
         drain(*map(int, args))
+    elif command == "purge":
+        purge()
     elif command == "serve":
         serve()
     elif command == "look":
@@ -117,6 +120,16 @@ def drain(number: int = 1) -> None:
         with ThreadPoolExecutor(number) as pool:
             sent = sum(pool.map(run, range(number)))
     sys.stdout.write(f"{sent}\n")
+
+
+def purge() -> None:
+    """Forget what is finished, at once."""
+    from connect_mailer.sending import outbox
+
+    while True:
+        number = outbox.purge(keep_days=0, keep_bodies_days=0, using="default")
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
 
 
 def serve() -> None:

@@ -47,6 +47,9 @@ KILLED: Final = "in flight at a kill"
 SUSPENDED: Final = "in flight at a suspension"
 SEVERED: Final = "answer severed"
 
+# What a row that SES refused says; no other fault of these fails one.
+REJECTED: Final = "MessageRejected: As told."
+
 
 @dataclass(kw_only=True)
 class Journal:
@@ -61,6 +64,8 @@ class Journal:
     """Accepted calls whose worker can't know it, by SES's id, and why."""
     excused: Counter[str] = field(default_factory=Counter)
     """How many of those there are of each message: so often it may arrive once more."""
+    stuck: list[str] = field(default_factory=list)
+    """Workers that were told to stop and had to be killed after ``STOP_SECONDS``."""
     seen: int = 0
 
     def excuse(self, mail: Mail, why: str) -> None:
@@ -180,7 +185,7 @@ class Soak:
 
     def _end(self, number: int, what: signal.Signals) -> None:
         if not self._site.end(number, what, seconds=STOP_SECONDS):
-            self.journal.happened["worker that did not stop in time"] += 1
+            self.journal.stuck.append(f"worker-{number}, at {datetime.now(UTC):%H:%M:%S}")
             what = signal.SIGKILL
         key = self._site.keys[number]
         self.journal.fates[key] = f"{what.name} at {datetime.now(UTC):%H:%M:%S.%f}"
@@ -233,18 +238,17 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
     often = {uuid: len(calls) for uuid, calls in journal.calls.items()}
     arrived = {subjects.get(uuid, uuid): number for uuid, number in often.items()}
     states = Counter(rows[subject][1] for subject in accepted if subject in rows)
-    lost = [
+    rejected = {
         subject
-        for subject in accepted
-        if subject not in arrived
-        and not (subject in rows and rows[subject][1] in ("failed", "expired") and rows[subject][2])
-    ]
+        for subject, (_, status, error) in rows.items()
+        if status == "failed" and error == REJECTED
+    }
+    lost = [subject for subject in accepted - rejected if subject not in arrived]
     # In doubt, and refused when it was sent once more: it says that.
     refused_later = [
         subject
         for subject in arrived
-        if subject in rows
-        and rows[subject][1] == "failed"
+        if subject in rejected
         and journal.excused[rows[subject][0]] == arrived[subject]
     ]
     unsaid = [
@@ -263,11 +267,12 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
     stats = site.ses.stats()
     held = {
         "nothing is open any more": is_settled,
-        "each accepted message was sent, or says why not": not lost,
+        "each accepted message was sent, or says that SES rejected it": not lost,
         "each that SES accepted is `sent`, unless all of its calls are in doubt": not unsaid,
         "nothing was sent that nobody queued": not strangers,
         "twice: only a call in flight at a kill or suspension, or severed": not unexplained,
         "never faster than the account allows": stats.throttled == 0,
+        f"each worker that was stopped ended within {STOP_SECONDS:g} s": not journal.stuck,
     }
     print("\nWhat happened")
     for name, count in sorted(journal.happened.items()):
@@ -291,6 +296,8 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
     print()
     for name, is_so in held.items():
         print(f"  {'held' if is_so else 'BROKEN':<7} {name}")
+    for worker in journal.stuck:
+        print(f"  did not stop: {worker}")
     for name, found in (("lost", lost), ("not `sent`", unsaid), ("twice", list(unexplained))):
         for subject in found[:5]:
             print(f"  {name}: {subject} {rows.get(subject)}")
