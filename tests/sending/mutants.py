@@ -1,7 +1,7 @@
 """Break rules of the outbox in a copy, each several times; its state machine must notice.
 
 ``python -m tests.sending.mutants`` prints one line a try and exits 1 if one went unnoticed;
-with a WORD it takes only the rules that have it. With ``TEST_DATABASE=postgres``, claims and what
+with WORDs it takes only the rules that have one. With ``TEST_DATABASE=postgres``, claims and what
 was sent are those of ``at_once``. A search at random may miss what a second one finds, so once
 says little. How a failure could be shorter is not asked.
 """
@@ -104,5 +104,5 @@ else:
 if __name__ == "__main__":
     os.environ["TEST_SHRINK"] = ""
     mutants = [mutant for mutant in MUTANTS for _ in range(TIMES)]
-    word = "".join(sys.argv[1:2])
-    sys.exit(1 if try_all(mutants, Path("connect_mailer/sending"), TESTS, word=word) else 0)
+    sending = Path("connect_mailer/sending")
+    sys.exit(1 if try_all(mutants, sending, TESTS, sys.argv[1:]) else 0)

@@ -248,8 +248,7 @@ def account(site: Site, journal: Journal, lines: list[str], *, is_settled: bool)
     refused_later = [
         subject
         for subject in arrived
-        if subject in rejected
-        and journal.excused[rows[subject][0]] == arrived[subject]
+        if subject in rejected and journal.excused[rows[subject][0]] == arrived[subject]
     ]
     unsaid = [
         subject
