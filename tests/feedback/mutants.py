@@ -471,7 +471,11 @@ def main(*words: str) -> int:
         f"test_{name}.py"
         for name in ("webhook", "subscription", "deadline", "at_once", "sns", "corpus", "fuzz")
     ]
-    tests = [*(f"tests/feedback/{name}" for name in names), "tests/test_tallies.py"]
+    tests = [
+        *(f"tests/feedback/{name}" for name in names),
+        "tests/test_tallies.py",
+        "tests/test_telemetry.py",
+    ]
     return try_all(MUTANTS, FEEDBACK, tests, words)
 
 
