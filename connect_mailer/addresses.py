@@ -62,7 +62,7 @@ class Address:
     @property
     def key(self) -> str:
         """What two spellings of the same address have in common; stored in the tables."""
-        return f"{_to_lower(self.local)}@{self.domain}"
+        return f"{to_lower(self.local)}@{self.domain}"
 
 
 def parse(text: object) -> Address:
@@ -149,7 +149,7 @@ def _parse_mailbox(value: str) -> tuple[str, str, str]:
     return display_name, local, domain
 
 
-def _to_lower(text: str) -> str:
+def to_lower(text: str) -> str:
     """ASCII letters in lower case, and nothing else."""
     return text.lower() if text.isascii() else text.translate(_LOWER)
 
@@ -161,7 +161,7 @@ def _is_local_part(local: str) -> bool:
 
 
 def _domain_to_ascii(domain: str, value: str) -> str:
-    domain = _to_lower(domain)
+    domain = to_lower(domain)
     if not domain.isascii():
         if _OTHER_DOTS.search(domain):
             raise InvalidAddress(f"{value!r} has a dot in its domain that is not '.'")

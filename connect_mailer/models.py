@@ -33,6 +33,8 @@ MESSAGE_ID_TAG = "connect-mailer-id"
 
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     from connect_mailer.statements import Statement
 
     CharField = models.CharField[str, str]
@@ -47,7 +49,25 @@ def _normalise(address: object) -> str:
     return normalise(address)
 
 
-class AddressField(CharField):
+class ExactField(CharField):
+    """A text that names somebody or something: what differs in a letter is another one.
+
+    MySQL and MariaDB compare as their server's collation says, most of which take ``é`` for
+    ``e`` and capitals for small letters. So a stranger's address could stand for another
+    person's, and an id for another id. ``db_collation`` would be an error on other databases,
+    which compare character by character by themselves.
+
+    Source: CVE-2019-19844; MySQL manual, "The binary Collation Compared to _bin Collations".
+    """
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, str | None]:
+        parameters = super().db_parameters(connection)
+        if connection.vendor == "mysql":
+            parameters["collation"] = "utf8mb4_bin"
+        return parameters
+
+
+class AddressField(ExactField):
     """An address, stored in the form in which addresses are compared (``addresses``)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -249,7 +269,7 @@ class Unsubscribe(models.Model):
     source = models.CharField(
         _("source"), max_length=20, choices=Source.choices, default=Source.MANUAL
     )
-    mailing_list = models.CharField(
+    mailing_list = ExactField(
         _("mailing list"),
         max_length=100,
         blank=True,
@@ -397,7 +417,7 @@ class OutgoingMessage(models.Model):
     # Recipients that this call would write to: what it costs of the account's rate.
     cost = models.PositiveSmallIntegerField(default=1, editable=False)
 
-    ses_message_id = models.CharField(
+    ses_message_id = ExactField(
         _("SES message id"), max_length=MAX_ID_LENGTH, blank=True, default=""
     )
     last_error = models.TextField(_("last error"), blank=True, default="")
@@ -607,7 +627,7 @@ class NotificationReceipt(models.Model):
     """An SNS notification (or a task of an older app) that was taken: a second delivery of it
     changes nothing."""
 
-    message_id = models.CharField(_("SNS message id"), max_length=100, unique=True)
+    message_id = ExactField(_("SNS message id"), max_length=100, unique=True)
     received_at = models.DateTimeField(_("received"), auto_now_add=True, db_index=True)
 
     class Meta:

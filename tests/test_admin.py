@@ -128,7 +128,8 @@ def test_unsubscribes_are_searched_filtered_and_linked(admin_client):
     canada, _ = Unsubscribe.objects.suppress("canada@example.com", "bounce")
     idn, _ = Unsubscribe.objects.suppress("eve@müller.example", "complaint")
     assert _found(admin_client, "ADA@example.com", UNSUBSCRIBES) == {str(of_ada.pk)}
-    assert _found(admin_client, "ada", UNSUBSCRIBES) == {str(of_ada.pk), str(canada.pk)}
+    for part in ("ada", "Ada"):
+        assert _found(admin_client, part, UNSUBSCRIBES) == {str(of_ada.pk), str(canada.pk)}
     assert _found(admin_client, "eve@Müller.example", UNSUBSCRIBES) == {str(idn.pk)}
     response = admin_client.get(UNSUBSCRIBES, {"source__exact": "bounce"})
     assert [row.pk for row in response.context["cl"].result_list] == [canada.pk]

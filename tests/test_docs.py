@@ -141,7 +141,7 @@ class TestNames:
             f"connect_mailer.models.{name}"
             # The app's own.
             for name in (
-                *("AddressField", "OutgoingContentManager", "Tally", "Health"),
+                *("AddressField", "ExactField", "OutgoingContentManager", "Tally", "Health"),
                 *("NotificationReceipt", "Lease", "LimiterState"),
             )
         }

@@ -28,6 +28,7 @@ FOUND = {
     if app == "connect_mailer" and name != FIRST
 }
 MIGRATIONS = sorted(FOUND)
+BEFORE_EXACT, EXACT = "0008_desk", "0009_exact"
 # Those of indexes are in no transaction.
 ADD_INDEXES = [name for name in MIGRATIONS if not FOUND[name].atomic]
 
@@ -89,6 +90,43 @@ def test_mariadb_copies_no_table() -> None:
             cursor.execute("SET SESSION alter_algorithm = DEFAULT")
 
     assert OutgoingMessage.objects.count() == 3
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="others tell letters apart")
+def test_tables_of_before_tell_addresses_apart() -> None:
+    queue(1)
+    Unsubscribe.objects.suppress("e@example.org", "user")
+    migrate(BEFORE_EXACT)
+    tables = {operation.model_name for operation in FOUND[EXACT].operations}
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@collation_database")
+        (collation,) = cursor.fetchone()
+        for table in tables:
+            cursor.execute(
+                f"ALTER TABLE connect_mailer_{table} "
+                f"CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}"
+            )
+    assert Unsubscribe.objects.address_exists("\xe9@example.org")
+
+    with connection.cursor() as cursor:
+        # A statement that would have to copy the table is an error on MariaDB.
+        if connection.mysql_is_mariadb:  # type: ignore[attr-defined]
+            cursor.execute("SET SESSION alter_algorithm = 'NOCOPY'")
+        try:
+            migrate(EXACT)
+        finally:
+            if connection.mysql_is_mariadb:  # type: ignore[attr-defined]
+                cursor.execute("SET SESSION alter_algorithm = DEFAULT")
+
+        assert not Unsubscribe.objects.address_exists("\xe9@example.org")
+        assert Unsubscribe.objects.address_exists("e@example.org")
+        for operation in FOUND[EXACT].operations:
+            cursor.execute(
+                "SELECT collation_name, is_nullable FROM information_schema.columns "
+                "WHERE table_schema = DATABASE() AND table_name = %s AND column_name = %s",
+                [f"connect_mailer_{operation.model_name}", operation.name],
+            )
+            assert cursor.fetchone() == ("utf8mb4_bin", "NO"), operation.name
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="asks who waits")

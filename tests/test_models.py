@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.core.management import call_command
+from django.db import IntegrityError, connection, transaction
 
 from connect_mailer.exceptions import InvalidAddress
 from connect_mailer.models import Unsubscribe
@@ -32,6 +33,22 @@ def test_what_is_no_address_is_refused() -> None:
         Unsubscribe(address="nobody").full_clean()
     with pytest.raises(InvalidAddress):
         Unsubscribe.objects.address_exists("nobody")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor == "mysql", reason="it has to be told")
+def test_who_tells_letters_apart_is_not_asked_to(capsys: Any) -> None:
+    call_command("sqlmigrate", "connect_mailer", "0009", no_color=True)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line and not line.startswith("--")] in (
+        [],
+        ["BEGIN;", "COMMIT;"],
+    )
+
+
+def test_no_migration_is_missing() -> None:
+    call_command("makemigrations", "connect_mailer", check_changes=True, dry_run=True, verbosity=0)
 
 
 def test_once_for_each_address_source_and_list() -> None:

@@ -130,7 +130,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutgoingMessage], search_term: str
     ) -> tuple[QuerySet[OutgoingMessage], bool]:
-        from connect_mailer.addresses import find_key
+        from connect_mailer.addresses import find_key, to_lower
 
         if not search_term.strip():
             return queryset, False
@@ -155,7 +155,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
         queryset = queryset.filter(pk__gt=after)
         recipients = OutgoingRecipient.objects.using(queryset.db).filter(message__gt=after)
         for word in search_term.split():
-            to = recipients.filter(address__icontains=word)
+            # As it is stored: on MySQL, a capital would be another letter.
+            to = recipients.filter(address__icontains=to_lower(word))
             queryset = queryset.filter(
                 Q(subject__icontains=word)
                 | Q(sender__icontains=word)

@@ -96,14 +96,15 @@ class UnsubscribeAdmin(LargeTableAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Unsubscribe], search_term: str
     ) -> tuple[QuerySet[Unsubscribe], bool]:
-        from connect_mailer.addresses import find_key
+        from connect_mailer.addresses import find_key, to_lower
 
         key = find_key(search_term)
         if key is not None:
             rows = queryset.filter(address=key)
             if rows.exists():
                 return rows, False
-        return super().get_search_results(request, queryset, search_term)
+        # As it is stored: on MySQL, a capital would be another letter.
+        return super().get_search_results(request, queryset, to_lower(search_term))
 
     @admin.display(description=gettext_lazy("source"), ordering="source")
     def source_badge(self, obj: Unsubscribe) -> str:

@@ -341,6 +341,19 @@ def test_a_second_delivery_writes_nothing(post, signer, connected):
     assert seen == []
 
 
+def test_an_id_in_capitals_is_another_one(post, signer):
+    for message_id in ("0a1b", "0A1B"):
+        body = signer.notification(make_bounce([f"{message_id}@x.org"]), message_id=message_id)
+        assert post(body).status_code == 200
+    assert NotificationReceipt.objects.count() == 2
+
+
+def test_a_bounce_is_not_of_who_looks_like_it(post, signer):
+    assert post(signer.notification(make_bounce(["\xe9ve@example.com"]))).status_code == 200
+    assert not Unsubscribe.objects.address_exists("eve@example.com")
+    assert Unsubscribe.objects.address_exists("\xe9ve@example.com")
+
+
 @pytest.mark.parametrize("signal", [signals.notification, signals.feedback])
 @pytest.mark.parametrize(
     "error",

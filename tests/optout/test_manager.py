@@ -127,6 +127,29 @@ def test_who_came_back_is_written_to():
     assert ConnectMailerBackend().send_messages([message]) == 1
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("e", "\xe9"), ("i", "\u0131"), ("ss", "\xdf"), ("k", "\u212a"), ("\xe9", "\xc9")],
+)
+def test_what_looks_alike_is_somebody_else(one, other):
+    one, other = f"{one}@example.com", f"{other}@example.com"
+    for theirs, address in ((one, other), (other, one)):
+        assert Unsubscribe.objects.opt_out(theirs)
+        assert not Unsubscribe.objects.address_exists(address)
+        assert not Unsubscribe.objects.come_back(address)
+        assert Unsubscribe.objects.opt_out(address)
+        assert Unsubscribe.objects.come_back(theirs)
+        assert [row.address for row in Unsubscribe.objects.all()] == [address]
+        assert Unsubscribe.objects.welcome_back(address) == 1
+
+
+def test_lists_differ_by_a_letter():
+    for mailing_list in ("digest", "Digest", "dig\xe9st"):
+        assert Unsubscribe.objects.opt_out(ADDRESS, mailing_list)
+    assert Unsubscribe.objects.come_back(ADDRESS, "Digest")
+    assert _rows() == {("user", "digest"), ("user", "dig\xe9st")}
+
+
 @pytest.mark.parametrize("method", ["opt_out", "come_back", "welcome_back"])
 def test_what_is_no_address(method):
     with pytest.raises(InvalidAddress):
