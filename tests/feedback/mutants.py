@@ -293,7 +293,11 @@ MUTANTS = [
         ("delayed", "return _is_word(action, DELAYED)", "return False"),
         ("spelling", "value.strip().lower() == word", "value == word"),
         ("cut words", "len(value) < _MAX_WORD and ", ""),
-        ("no text is somebody", 'text if isinstance(text, str) else ""', "str(text)"),
+        (
+            "no text is somebody",
+            'text if isinstance(text, str) else "" for text in listed',
+            "text for text in listed if isinstance(text, str)",
+        ),
         ("tag", "return uuid.UUID(value)", "return None"),
         (
             "bad recipients left out",
