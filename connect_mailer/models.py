@@ -13,7 +13,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connections, models, router, transaction
-from django.db.models.functions import Lower
+from django.db.models.functions import Greatest, Lower
 from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -158,12 +158,20 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
             ignore_conflicts=True,
         )
 
-    def opt_out(self, address: str, mailing_list: str = "", *, detail: str = "") -> bool:
+    def opt_out(
+        self,
+        address: str,
+        mailing_list: str = "",
+        *,
+        detail: str = "",
+        at: datetime | None = None,
+    ) -> bool:
         """Write down that a reader opted out, of one list or (blank) of all mail.
 
         One query and one insert, whoever else does the same at that moment. Sends
         ``unsubscribed`` where it is new, which is returned; else one update, of ``modified_at``.
-        ``detail``: how it is known, where it was not told by a link.
+        ``detail``: how it is known, where it was not told by a link; ``at``: when it happened, if
+        not now (as the database has times).
 
         Raises:
             InvalidAddress: ``address`` is none.
@@ -184,9 +192,12 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         except IntegrityError:
             rows = self.using(using).filter(address=key, source=row.source)
             # Said again, it is newer than whatever she chose before (`come_back`).
-            if not rows.filter(mailing_list=mailing_list).update(modified_at=timezone.now()):
+            moment = Greatest("modified_at", models.Value(at or timezone.now()))
+            if not rows.filter(mailing_list=mailing_list).update(modified_at=moment):
                 raise
             return False
+        if at is not None:
+            self.using(using).filter(pk=row.pk).update(modified_at=at)
         _announce(signals.unsubscribed, [row], using)
         return True
 
@@ -221,8 +232,8 @@ class UnsubscribeManager(models.Manager["Unsubscribe"]):
         """Take back what ``opt_out`` did with the same arguments; return whether there was any.
 
         Rows of other sources stay: who bounced or complained is not written to, whatever a
-        link says. With ``before`` (as the database has times) an opt-out that was written down,
-        or repeated, later than that stays too. Sends ``resubscribed``.
+        link says. With ``before`` (as the database has times) an opt-out that happened, or was
+        repeated, later than that stays too. Sends ``resubscribed``.
 
         Raises:
             InvalidAddress: ``address`` is none.

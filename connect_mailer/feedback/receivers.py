@@ -91,8 +91,8 @@ def follow_subscription(event: Event) -> None:
     """Do as a reader told SES's own subscription management, whose topics are the site's lists.
 
     Events of another contact list than ``SES_CONTACT_LIST`` are not this site's. They come in any
-    order, and late: one takes back only opt-outs that were written down before it happened, or
-    none where it doesn't say when, so that who opted out since is not written to.
+    order, and late: one takes back only what happened before it, or nothing where it doesn't say
+    when, so that who opted out since is not written to.
 
     Source: Amazon SNS FAQs, "Features and functionality" (standard topics: best-effort ordering).
     """
@@ -106,7 +106,7 @@ def follow_subscription(event: Event) -> None:
     happened_at = records.make_own_time(event.happened_at)
     for mailing_list, is_left in sorted(events.read_choices(event).items()):
         if len(mailing_list) <= MAX_LIST_LENGTH and (
-            Unsubscribe.objects.opt_out(address, mailing_list)
+            Unsubscribe.objects.opt_out(address, mailing_list, at=happened_at)
             if is_left
             else happened_at is not None
             and Unsubscribe.objects.come_back(address, mailing_list, before=happened_at)

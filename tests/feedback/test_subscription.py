@@ -76,6 +76,17 @@ def test_an_older_event_takes_no_newer_opt_out_back(tell, settings, use_tz, zone
     assert tell(_choices(), _choices("digest"), hours=1) == set()
 
 
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_late_events_are_judged_by_when_they_happened(tell, settings, use_tz):
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, "Asia/Tokyo"
+    out = {("ada@example.com", "user", "digest")}
+    assert tell(_choices("digest"), _choices(), hours=-48) == out
+    assert tell(_choices(), _choices("digest"), hours=-49) == out
+    assert tell(_choices("digest"), _choices(), hours=-50) == out  # older than what is known
+    assert tell(_choices(), _choices("digest"), hours=-49) == out
+    assert tell(_choices(), _choices("digest"), hours=-47) == set()
+
+
 def test_an_event_without_a_time_takes_nothing_back(tell):
     out = {("ada@example.com", "user", "digest")}
     assert tell(_choices("digest"), _choices(), hours=None) == out
