@@ -70,7 +70,7 @@ KEYS: Final = frozenset(
 # Seconds that one call to SES may take: to connect, and from then on to answer.
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 READ_TIMEOUT_SECONDS: Final = 10.0
-# Both, and a little.
+# Both, and a little: all of a call but for the writing of a large message (``upload_seconds``).
 CALL_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS + 1
 
 # Characters in the name of a mailing list: what its column holds.
@@ -257,13 +257,24 @@ class Conf:
     def lease_seconds(self) -> int:
         """A row that is still ``sending`` after this long belonged to a worker that died.
 
-        More than 14, since one call may take 13 (``connect_mailer.E006``).
+        More than 14, since one call may take 13 (``connect_mailer.E006``). A fifth of it may go
+        into the writing of a request to SES: 60 seconds, in which a message of 40 MB (56 as base64)
+        needs 8 Mbit/s. With a shorter lease it needs more; with a slower line, a longer lease.
 
         :setting: LEASE_SECONDS
         :type: seconds, at least 5
         :default: ``300``
         """
         return self._number("LEASE_SECONDS", 300, at_least=5)
+
+    @property
+    def upload_seconds(self) -> float:
+        """What the writing of a request to SES may take.
+
+        In proportion to the lease, so that it is over before that, with the call's timeouts. The
+        same for all sizes: up to 50 calls share the line, and small ones wait for large ones.
+        """
+        return self.lease_seconds / 5
 
     @property
     def pause_seconds(self) -> int:
@@ -397,6 +408,10 @@ class Conf:
         ``"lean"``: the :ref:`lean sender <lean>`, wherever it comes to the same; ``"boto3"``: boto3
         in any case. The log says which it is when a process sends first. For a message of 40 MB
         boto3 takes 100 MB more.
+
+        boto3 has no limit for the writing of a request as a whole: over a line that is slow, but
+        never stands still, a large message can take longer than ``LEASE_SECONDS``, and then is sent
+        twice.
 
         :setting: SES_CLIENT
         :type: ``"lean"`` or ``"boto3"``

@@ -338,7 +338,7 @@ class Drain:
         self._ready = READY_AHEAD * self._concurrency
         self._lease_seconds = conf.lease_seconds
         # No call starts with less of its lease left, unless the lease itself is too short.
-        self._call_seconds = min(CALL_SECONDS, self._lease_seconds - 1)
+        self._call_seconds = min(CALL_SECONDS + conf.upload_seconds, self._lease_seconds - 1)
         self._max_attempts = conf.max_attempts
         self._retry_delay_seconds = conf.retry_delay_seconds
         self._holds_doubtful = conf.in_doubt == "hold"

@@ -17,8 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from http.client import HTTPException, HTTPResponse, IncompleteRead
-from ssl import SSLError
-from time import gmtime, strftime
+from time import gmtime, monotonic, strftime
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -27,7 +26,9 @@ from botocore import exceptions, parsers
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse, HeadersDict
 from botocore.client import BaseClient
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import HTTPError
+
+from connect_mailer.exceptions import InDoubt, Unavailable
 
 Begin = Callable[[], None]
 # What a call passes in boto3. A listener that isn't botocore's own may do anything.
@@ -48,14 +49,15 @@ _STAYS: Final = re.compile("amz-sdk-request|content-type|user-agent", re.IGNOREC
 _AUTHORIZATION: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(.+)/\d{8}/(.+)/(.+)/aws4_request, SignedHeaders=(.+), Signature="
 )
-# Of a large request, each such piece may take the whole timeout.
+# Of a large request, so much is copied at a time: it is in memory once.
 _PIECE_BYTES: Final = 256 * 1024
 
 
-def make_lean(client: Any, credentials: Any) -> LeanSender | None:
+def make_lean(client: Any, credentials: Any, upload_seconds: float) -> LeanSender | None:
     """``client.send_email`` made lean; ``None``: something about ``client`` is unusual.
 
-    ``credentials`` are those of the client's session.
+    ``credentials`` are those of the client's session. ``upload_seconds`` is what the writing of one
+    request may take; no answer in the client's read timeout, or no progress, ends a call as well.
 
     Raises:
         BotoCoreError: there can be no request, for want of credentials or a region.
@@ -69,6 +71,7 @@ def make_lean(client: Any, credentials: Any) -> LeanSender | None:
     if not scope or not is_usual or not is_known or not _goes_straight(client, recorded.url):
         return None
     lean = LeanSender(client, credentials, recorded, scope)
+    lean.upload_seconds = upload_seconds
     headers, body = lean.make_request(**_PROBE)
     is_same = body == recorded.body and _compare(headers) == _compare(recorded.headers)
     return lean if is_same else None
@@ -153,14 +156,19 @@ class _Signer:
 
 
 class LeanSender:
-    """Calls of ``SendEmail`` from many threads: takes, returns and raises what boto3 does."""
+    """Calls of ``SendEmail`` from many threads: takes and returns what boto3 does.
+
+    Raises:
+        ClientError: as boto3, what SES answered.
+        Unavailable: SES did not get the whole request, so it can't have taken the message.
+        InDoubt: there was no answer to it.
+    """
 
     def __init__(self, client: Any, credentials: Any, request: Any, scope: re.Match[str]) -> None:
         model, http = client.meta.service_model, client._endpoint.http_session  # noqa: SLF001
         self._parser = parsers.create_parser(model.resolved_protocol)
         self._shape = model.operation_model("SendEmail").output_shape
         self._url, self._credentials, self._scope = request.url, credentials, scope
-        self._where = {"endpoint_url": self._url}
         kept = {k: _to_text(v) for k, v in request.headers.items() if _STAYS.fullmatch(k)}
         signed = scope[4].split(";")
         self._signer: _Signer | None = None
@@ -173,7 +181,7 @@ class LeanSender:
         self._start = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n"
         self._pool = http._manager.connection_from_url(request.url)  # noqa: SLF001
         http._setup_ssl_cert(self._pool, request.url, http._verify)  # noqa: SLF001
-        self._read_timeout = client.meta.config.read_timeout
+        self._read_timeout = self.upload_seconds = client.meta.config.read_timeout
 
     def __call__(self, begin: Begin, **call: Any) -> Mapping[str, Any]:
         """As ``send_email`` of boto3's client; ``begin`` is called before anything is sent."""
@@ -206,17 +214,14 @@ class LeanSender:
 
     def _exchange(self, headers: Any, body: Any, begin: Begin) -> tuple[int, Any, bytes]:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"{self._start}{lines}\r\n".encode("latin-1")
+        first = f"{self._start}{lines}\r\n".encode("latin-1") + body[:_PIECE_BYTES]
         # A kept connection that the other side has closed, urllib3 notices here.
         connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
         try:
             self._connect(connection, begin)
-            connection.sock.sendall(head + body[:_PIECE_BYTES])
-            for start in range(_PIECE_BYTES, len(body), _PIECE_BYTES):
-                connection.sock.sendall(memoryview(body)[start : start + _PIECE_BYTES])
+            self._write(connection.sock, first, memoryview(body)[_PIECE_BYTES:])
             with connection.sock.makefile("rb") as reader:
-                answer = _read_good(reader.peek())
-                if answer is not None:
+                if (answer := _read_good(reader.peek())) is not None:
                     is_kept = True
                     return 200, {}, answer
                 sock: Any = SimpleNamespace(makefile=lambda mode: reader)
@@ -227,12 +232,8 @@ class LeanSender:
                     except IncompleteRead as error:  # the status says something all the same
                         answer = error.partial
                     return response.status, response.headers, answer
-        except exceptions.BotoCoreError:  # from connecting; some are an OSError as well
-            raise
-        except TimeoutError as error:
-            raise exceptions.ReadTimeoutError(**self._where, error=error) from error
         except (OSError, HTTPException) as error:
-            raise exceptions.ConnectionClosedError(**self._where, error=error) from error
+            raise InDoubt(f"No answer of SES, {type(error).__name__}: {error}") from error
         finally:
             if not is_kept:
                 connection.close()
@@ -242,17 +243,25 @@ class LeanSender:
         try:
             if connection.sock is None:
                 connection.connect()
-        except (SSLError, ValueError) as error:  # urllib3's CertificateError is a ValueError
-            raise exceptions.SSLError(**self._where, error=error) from error
-        except (OSError, HTTPError) as error:
-            is_late = isinstance(error, ConnectTimeoutError | TimeoutError)
-            # urllib3's other failures to connect are a kind of its timeout.
-            is_late = is_late and not isinstance(error, NewConnectionError)
-            names = exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError
-            raise names[is_late](**self._where, error=error) from error
+        except (OSError, HTTPError, ValueError) as error:  # also urllib3's CertificateError
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
         finally:
             begin()
-        connection.sock.settimeout(self._read_timeout)
+
+    def _write(self, sock: Any, *parts: Any) -> None:
+        """Not by ``sendall``: with TLS, its timeout is for each record of 16 KB."""
+        ends_at = monotonic() + self.upload_seconds
+        try:
+            for part in parts:
+                sent = 0
+                while sent < len(part):
+                    if (now := monotonic()) >= ends_at:
+                        raise TimeoutError(f"it takes more than {self.upload_seconds:g} s")
+                    sock.settimeout(min(ends_at - now, self._read_timeout))
+                    sent += sock.send(memoryview(part)[sent:])
+        except OSError as error:
+            raise Unavailable(f"Not all of the request was written: {error}") from error
+        sock.settimeout(self._read_timeout)
 
 
 def _read_good(answer: bytes) -> bytes | None:

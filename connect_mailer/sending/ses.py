@@ -159,7 +159,8 @@ class SESClient:
 
     Args: ``None`` leaves a value to boto3's own ways of finding it; ``concurrency`` is the
     number of connections that are kept; timeouts are seconds. ``is_lean``: messages are sent
-    without boto3's own machinery where that comes to the same (``lean``).
+    without boto3's own machinery where that comes to the same (``lean``); ``upload_seconds``: what
+    the writing of a request may take there. boto3 knows no such limit.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class SESClient:
         connect_timeout: float,
         read_timeout: float,
         is_lean: bool = True,
+        upload_seconds: float = 60.0,
     ) -> None:
         self._make: Callable[[], tuple[Any, Any]] = partial(
             _make_client,
@@ -202,6 +204,7 @@ class SESClient:
         self._client: Any = None
         self._credentials: Any = None
         self._is_lean = is_lean
+        self._upload_seconds = upload_seconds
         self._send_email: Callable[..., Any] | None = None
         self._pid = 0
 
@@ -307,7 +310,7 @@ class SESClient:
         from connect_mailer.sending.lean import make_lean
 
         try:
-            return make_lean(client, self._credentials)
+            return make_lean(client, self._credentials, self._upload_seconds)
         except (AttributeError, KeyError, TypeError, ValueError):
             # A botocore that is made differently inside: boto3 knows its way.
             logger.warning("The lean sender doesn't know this botocore.", exc_info=True)

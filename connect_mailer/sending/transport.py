@@ -40,7 +40,7 @@ _clients: dict[tuple[Any, ...], SESClient] = {}
 def get_ses_client() -> SESClient:
     """The SES client of this process for the settings in force: one, with its connections."""
     options = asdict(conf.ses)
-    key = (os.getpid(), conf.concurrency, conf.is_lean, *options.values())
+    key = (os.getpid(), conf.concurrency, conf.is_lean, conf.upload_seconds, *options.values())
     if key not in _clients:
         _clients.clear()  # other settings, or a parent process's
         _clients[key] = SESClient(
@@ -49,6 +49,7 @@ def get_ses_client() -> SESClient:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             read_timeout=READ_TIMEOUT_SECONDS,
             is_lean=conf.is_lean,
+            upload_seconds=conf.upload_seconds,
         )
     return _clients[key]
 

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 from math import inf
@@ -789,6 +789,32 @@ class TestLifeOfADrain:
             delivery.stopping.clear()
 
         assert get_row().status == Status.QUEUED
+
+    @pytest.mark.parametrize(("seconds", "status"), [(220, Status.SENT), (230, Status.QUEUED)])
+    def test_no_call_starts_that_may_outlast_the_lease_of_its_row(
+        self, settings: Any, seconds: float, status: str
+    ) -> None:
+        """Of 300 s, 60 may go into the request, and 13 into the rest of a call."""
+        settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "LEASE_SECONDS": 300}
+        queue("a@example.org")
+        passed = [0.0]
+
+        class Late:
+            def send(self, envelope: Envelope, begin: Callable[[], None]) -> str:
+                passed[0] = seconds
+                begin()
+                return "id"
+
+        Drain(
+            transport=Late(),
+            limiter=None,
+            rate=None,
+            using="default",
+            one_pass=True,
+            clock=lambda: time.monotonic() + passed[0],
+        ).run()
+
+        assert get_row().status == status
 
     def test_a_lost_lease_ends_it(self, ses: LocalSES) -> None:
         queue("a@example.org")

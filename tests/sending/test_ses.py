@@ -363,7 +363,7 @@ class TestNetwork:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
 
-        with pytest.raises(Unavailable, match="EndpointConnectionError"):
+        with pytest.raises(Unavailable, match="ConnectionError"):
             connect(f"http://127.0.0.1:{port}").send(ENVELOPE)
 
     def test_no_tls(self, connect: Callable[..., SESClient]) -> None:
@@ -413,7 +413,7 @@ class TestNetwork:
     def test_answer_too_late(self, connect: Callable[..., SESClient]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with pytest.raises(InDoubt, match="ReadTimeoutError"):
+            with pytest.raises(InDoubt, match="TimeoutError"):
                 connect(url, read_timeout=0.05).send(ENVELOPE)
 
     def test_a_connection_that_went_stale_is_noticed(
