@@ -23,7 +23,7 @@ from typing import Any
 from uuid import UUID
 
 from billiard import current_process
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
 from django.db.models import BinaryField, QuerySet
 from django.db.models.functions import Substr
 
@@ -47,6 +47,7 @@ from connect_mailer.models import (
     OutgoingMessage,
     OutgoingRecipient,
     Tally,
+    Unsubscribe,
 )
 from connect_mailer.sending import leases, log_mail, outbox
 from connect_mailer.sending.database_limiter import DatabaseLimiter
@@ -638,8 +639,12 @@ class Drain:
         return not self._is_connected() or "locked" in str(error)  # SQLite, by another one
 
     def _is_connected(self) -> bool:
-        connection = connections[self._using]
-        return connection.connection is not None and connection.is_usable()
+        """Whether the outbox's database is there, and that of who is not written to."""
+        asked = {self._using, router.db_for_write(Unsubscribe)}
+        return all(
+            connections[alias].connection is not None and connections[alias].is_usable()
+            for alias in asked
+        )
 
     def _load(self, rows: Sequence[outbox.Claimed]) -> list[Envelope | outbox.Result]:
         recipients = self._load_recipients(rows)
@@ -911,21 +916,32 @@ class Drain:
             if isinstance(error, OperationalError) or not self._is_connected():
                 raise
             self._settle_one_by_one()
-        self._results.clear()
+        else:
+            self._results.clear()
         if self._one_pass:
             self._look_at = self._clock()  # for what was queued meanwhile
 
     def _settle_one_by_one(self) -> None:
-        """What can't be written down of one holds up no other."""
-        while self._results:
-            result, _ = self._results[0]
+        """What can't be written down of one holds up no other.
+
+        Where it is all of them, it is not theirs (a database that only reads), and they wait.
+        """
+        refused: list[tuple[outbox.Result, DatabaseError]] = []
+        waiting = list(self._results)
+        for result, lease_ends_at in waiting:
             try:
                 outbox.settle([result], keep_bodies=self._keeps_bodies, using=self._using)
             except DatabaseError as error:
                 if isinstance(error, OperationalError) or not self._is_connected():
                     raise
-                _tell_unsettled(result, error)
-            self._results.pop(0)
+                refused.append((result, error))
+            else:
+                self._results.remove((result, lease_ends_at))
+        if len(refused) == len(waiting):
+            raise refused[0][1]
+        self._results.clear()
+        for result, reason in refused:
+            _tell_unsettled(result, reason)
 
     def _give_up_results(self) -> None:
         """What can't be written down while the lease holds is another drain's to decide."""

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 from django.core.mail import EmailMessage
-from django.db import DataError, connection
+from django.db import DataError, InternalError, connection
 from django.utils import timezone
 
 from connect_mailer import signals
@@ -475,6 +475,26 @@ class TestAnswers:
             "c@example.org": "sent",
         }
         assert f"Row {bad} could not be settled" in caplog.text
+
+    def test_what_no_database_writes_down_waits(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where a primary became a replica, which answers and reads."""
+        queue("a@example.org", "b@example.org")
+        settle, refused = outbox.settle, []
+
+        def refuse(results: Any, **options: Any) -> None:
+            if len(refused) < 3:  # the two together, and each of them
+                refused.append(len(results))
+                raise InternalError("cannot execute UPDATE in a read-only transaction")
+            settle(results, **options)
+
+        monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
+        monkeypatch.setattr(outbox, "settle", refuse)
+        drain()
+
+        assert refused == [2, 1, 1]
+        assert {row.status for row in OutgoingMessage.objects.all()} == {Status.SENT}
 
     def test_the_last_attempt(self, ses: LocalSES, settings: Any) -> None:
         settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "MAX_ATTEMPTS": 2}
