@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from math import inf
 from typing import Any
 from uuid import UUID
@@ -42,6 +43,7 @@ from connect_mailer.exceptions import (
 from connect_mailer.logs import make_extra, mask
 from connect_mailer.models import (
     MAX_ID_LENGTH,
+    MAX_RECIPIENTS,
     MESSAGE_ID_TAG,
     OutgoingContent,
     OutgoingMessage,
@@ -497,6 +499,11 @@ class Drain:
         free = self._count_free()
         paused = self._paused or frozenset()
         costs = outbox.peek(free, using=self._using, paused=paused)
+        if not all(map(_is_cost, costs)):
+            for pk in outbox.end_damaged(using=self._using):
+                logger.error("Row %s failed: its cost is damaged", pk, extra=make_extra({"id": pk}))
+            costs = outbox.peek(free, using=self._using, paused=paused)
+            costs = list(takewhile(_is_cost, costs))
         now = self._clock()
         if not costs:
             self._rest(now)
@@ -963,6 +970,10 @@ def _tell_unsettled(result: outbox.Result, error: Exception | None = None) -> No
         exc_info=error,
         extra=make_extra({"id": result.pk, "stream": result.stream}),
     )
+
+
+def _is_cost(cost: int) -> bool:
+    return 0 < cost <= MAX_RECIPIENTS
 
 
 def _read_in_pieces(content: QuerySet[OutgoingContent]) -> Iterator[bytes]:

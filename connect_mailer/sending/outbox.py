@@ -831,6 +831,13 @@ def cancel(pks: Sequence[int], reason: str, *, using: str) -> list[int]:
     return queued
 
 
+def end_damaged(*, using: str) -> list[int]:
+    """Let rows end ``failed`` that stand in line and cost what no call can; return which."""
+    pks = _line(using).exclude(cost__range=(1, MAX_RECIPIENTS)).values_list("pk", flat=True)
+    reason = f"Its cost is damaged: a call has 1 to {MAX_RECIPIENTS} recipients."
+    return cancel(list(pks), reason, using=using)
+
+
 def _filter_queued(pks: Sequence[int], using: str) -> QuerySet[OutgoingMessage]:
     return OutgoingMessage.objects.using(using).filter(pk__in=pks, status=Status.QUEUED)
 

@@ -527,6 +527,18 @@ class TestAnswers:
         row.refresh_from_db()
         assert (row.status, "gone" in row.last_error) == (Status.FAILED, True)
 
+    @pytest.mark.parametrize("cost", [0, 300])
+    def test_a_row_whose_cost_is_damaged(self, ses: LocalSES, cost: int) -> None:
+        queue("a@example.org", "b@example.org")
+        row = OutgoingRecipient.objects.get(address="a@example.org").message
+        OutgoingMessage.objects.filter(pk=row.pk).update(cost=cost)
+
+        drain()
+
+        row.refresh_from_db()
+        assert (row.status, "cost" in row.last_error) == (Status.FAILED, True)
+        assert [mail.recipients for mail in ses.mailbox()] == [("b@example.org",)]
+
     def test_in_doubt_stays_so_until_it_is_known(self, ses: LocalSES, settings: Any) -> None:
         settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "IN_DOUBT": "hold"}
         queue("a@example.org")
