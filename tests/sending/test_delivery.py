@@ -476,6 +476,7 @@ class TestAnswers:
         }
         assert f"Row {bad} could not be settled" in caplog.text
 
+    @pytest.mark.django_db(transaction=True)  # the drain asks for a new connection
     def test_what_no_database_writes_down_waits(
         self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
     ) -> None:
