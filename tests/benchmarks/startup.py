@@ -98,8 +98,8 @@ for model in (one for label in labels for one in apps.get_app_config(label).get_
         lines.append(f"class {{model.__name__}}(models.Model):")
         for field in options.local_fields:
             text = write(field)
-            for field in ("AddressField", "ExactField"):
-                text = text.replace(f"connect_mailer.models.{field}", "models.CharField")
+            for own in ("connect_mailer.models.AddressField", "connect_mailer.models.ExactField"):
+                text = text.replace(own, "models.CharField")
             lines.append(f"    {{field.name}} = {{text}}")
         lines += [
             "    class Meta:",
