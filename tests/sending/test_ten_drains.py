@@ -62,7 +62,8 @@ def test_ten_drains_send_each_message_once(site: Site, ses: LocalSES) -> None:
 
 
 def test_a_drain_is_killed(site: Site, ses: LocalSES) -> None:
-    number = 60
+    number = 400
+    ses.configure(latency_seconds=0.2)  # there is much left when it dies, however busy all are
     options = json.loads(site.env["SITE_CONNECT_MAILER"])
     site.env["SITE_CONNECT_MAILER"] = json.dumps({**options, "LEASE_SECONDS": 5})
     site.run("queue", str(number))
