@@ -810,6 +810,19 @@ def test_many_are_unsubscribed_together_and_known_ones_once(post, signer, caplog
     assert caplog.text.count("Not written to any more") == 3
 
 
+def test_soft_bounces_are_followed(post, signer, settings):
+    settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "SOFT_BOUNCE_LIMIT": 1}
+    message = make_message(
+        "a@example.com", status="sent", ses_message_id=SES_MESSAGE_ID, sent_at=timezone.now()
+    )
+    message.recipients.update(status="sent")
+    mail = make_mail(["a@example.com"], ses_message_id=SES_MESSAGE_ID)
+    mail["timestamp"] = (timezone.now() + timedelta(seconds=1)).isoformat()
+    bounce = make_bounce(["a@example.com"], bounce_type="Transient", mail=mail)
+    assert post(signer.notification(bounce)).status_code == 200
+    assert suppressed() == {("a@example.com", "bounce")}
+
+
 def test_what_only_begins_like_a_word_is_another_one(post, signer):
     """Cut as its column cuts it, it would be that word."""
     complaint = make_complaint(["a@example.com"], feedback_type=f"not-spam{' ' * 142}x")
