@@ -920,13 +920,17 @@ class Drain:
         try:
             outbox.settle(results, keep_bodies=self._keeps_bodies, using=self._using)
         except DatabaseError as error:
-            if isinstance(error, OperationalError) or not self._is_connected():
+            if not self._is_theirs(error):
                 raise
             self._settle_one_by_one()
         else:
             self._results.clear()
         if self._one_pass:
             self._look_at = self._clock()  # for what was queued meanwhile
+
+    def _is_theirs(self, error: DatabaseError) -> bool:
+        """Whether it may be what was to be written that the database refused."""
+        return not isinstance(error, OperationalError) and self._is_connected()
 
     def _settle_one_by_one(self) -> None:
         """What can't be written down of one holds up no other.
@@ -939,7 +943,7 @@ class Drain:
             try:
                 outbox.settle([result], keep_bodies=self._keeps_bodies, using=self._using)
             except DatabaseError as error:
-                if isinstance(error, OperationalError) or not self._is_connected():
+                if not self._is_theirs(error):
                     raise
                 refused.append((result, error))
             else:
