@@ -24,7 +24,14 @@ from typing import Any
 from uuid import UUID
 
 from billiard import current_process
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connections,
+    router,
+)
 from django.db.models import BinaryField, QuerySet
 from django.db.models.functions import Substr
 
@@ -935,24 +942,29 @@ class Drain:
     def _settle_one_by_one(self) -> None:
         """What can't be written down of one holds up no other.
 
-        Where it is all of them, it is not theirs (a database that only reads), and they wait.
+        Where it is all of them, it is not theirs (a database that only reads), and they wait; so
+        do those that an internal error hit, as of a disk on which a few of them had room.
         """
-        refused: list[tuple[outbox.Result, DatabaseError]] = []
+        refused: list[tuple[tuple[outbox.Result, float], DatabaseError]] = []
         waiting = list(self._results)
-        for result, lease_ends_at in waiting:
+        for known in waiting:
             try:
-                outbox.settle([result], keep_bodies=self._keeps_bodies, using=self._using)
+                outbox.settle([known[0]], keep_bodies=self._keeps_bodies, using=self._using)
             except DatabaseError as error:
                 if not self._is_theirs(error):
                     raise
-                refused.append((result, error))
+                refused.append((known, error))
             else:
-                self._results.remove((result, lease_ends_at))
-        if len(refused) == len(waiting):
-            raise refused[0][1]
-        self._results.clear()
-        for result, reason in refused:
-            _tell_unsettled(result, reason)
+                self._results.remove(known)
+        trouble: DatabaseError | None = None
+        for known, reason in refused:
+            if len(refused) == len(waiting) or isinstance(reason, InternalError):
+                trouble = reason
+            else:
+                self._results.remove(known)
+                _tell_unsettled(known[0], reason)
+        if trouble is not None:
+            raise trouble
 
     def _give_up_results(self) -> None:
         """What can't be written down while the lease holds is another drain's to decide."""

@@ -477,6 +477,31 @@ class TestAnswers:
         assert f"Row {bad} could not be settled" in caplog.text
 
     @pytest.mark.django_db(transaction=True)  # the drain asks for a new connection
+    def test_what_had_no_room_waits_for_it(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A disk may have room for a few: PostgreSQL calls a file's limit an internal error."""
+        queue("a@example.org", "b@example.org", "c@example.org")
+        settle, seen = outbox.settle, []
+
+        def refuse(results: Any, **options: Any) -> None:
+            seen.append([result.pk for result in results])
+            if len(seen) in (1, 3, 4):  # all together, and two of them
+                raise InternalError("could not extend file")
+            settle(results, **options)
+
+        monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
+        monkeypatch.setattr(delivery, "SETTLE_SECONDS", 60)  # all at the end
+        monkeypatch.setattr(outbox, "settle", refuse)
+        drain()
+
+        assert [len(pks) for pks in seen] == [3, 1, 1, 1, 2]
+        assert set(seen[4]) == {*seen[2], *seen[3]}
+        assert {row.status for row in OutgoingMessage.objects.all()} == {Status.SENT}
+        assert len(ses.mailbox()) == 3
+        assert "could not be settled" not in caplog.text
+
+    @pytest.mark.django_db(transaction=True)  # the drain asks for a new connection
     def test_what_no_database_writes_down_waits(
         self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -491,6 +516,7 @@ class TestAnswers:
             settle(results, **options)
 
         monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
+        monkeypatch.setattr(delivery, "SETTLE_SECONDS", 60)  # all at the end
         monkeypatch.setattr(outbox, "settle", refuse)
         drain()
 
