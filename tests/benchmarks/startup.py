@@ -26,6 +26,7 @@ APPS = {
     "Django + Celery": [],
     "its tables alone": [FLOOR],
     "connect_mailer": OURS,
+    "the same, no webhook": OURS[:1],
     "django-ses": ["django_ses"],
     "django-anymail": ["anymail"],
     "django-post-office": ["post_office"],
@@ -33,6 +34,7 @@ APPS = {
 }
 BACKENDS = {
     "connect_mailer": "connect_mailer.backend",
+    "the same, no webhook": "connect_mailer.backend",
     "django-ses": "django_ses",
     "django-anymail": "anymail.backends.amazon_ses",
     "django-post-office": "post_office.backends",
@@ -44,7 +46,6 @@ FOLDER = Path(TEMPORARY.name)
 
 CONFIGURE = """
 import importlib, json, resource, sys, time
-started, cpu_started = time.perf_counter(), time.process_time()
 import celery, django
 from celery import shared_task, signals
 from django.conf import settings
@@ -55,6 +56,7 @@ settings.configure(
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
     USE_TZ=True,
 )
+started, cpu_started = time.perf_counter(), time.process_time()
 django.setup()
 """
 
@@ -127,7 +129,7 @@ folder.mkdir()
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks startup")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
     taken: dict[str, list[list[float]]] = {}
     _run(WRITE_FLOOR, OURS, str(FOLDER / FLOOR))
@@ -139,26 +141,26 @@ def main() -> None:
         for name, apps in present.items():
             taken.setdefault(name, []).append(_start(apps, BACKENDS.get(name, "")))
     say(
-        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; median (and least) of {rounds} "
-        "rounds; what an app adds to the first line\n\n"
+        f"CPython {sys.version.split()[0]}, {os.cpu_count()} cores; {rounds} rounds; what an app "
+        "adds to the first line: median of the rounds, and (least to least)\n\n"
         f"{'':<20}{'setup(): ms':>16}{'CPU ms':>16}{'MB':>7}{'and backend: ms':>18}{'CPU ms':>16}"
         f"{'MB':>7}"
     )
-    first: tuple[list[float], list[float]] | None = None
+    first: list[tuple[float, ...]] = []
     for name, figures in taken.items():
         columns = list(zip(*figures, strict=True))
-        middle, least = ([act(column) for column in columns] for act in (statistics.median, min))
-        sign = "" if first is None else "+"
-        first = first or (middle, least)
+        sign = "+" if first else ""
+        base = first or [(0.0,) * rounds] * len(columns)
+        first = first or columns
         cells = []
         for place, width in enumerate((16, 16, 7, 18, 16, 7)):
-            low, mid = (
-                f"{ours[place] - (theirs[place] if sign else 0):{sign}.1f}"
-                for ours, theirs in ((least, first[1]), (middle, first[0]))
-            )
-            # Memory is the same each time.
-            cells.append(f"{mid if place % 3 == 2 else f'{mid} ({low})':>{width}}")
-        boto3 = "loaded" if middle[-1] else "not loaded"
+            ours, theirs = columns[place], base[place]
+            added = statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
+            cell = f"{added:{sign}.1f}"
+            if place % 3 != 2:  # memory is the same each time
+                cell += f" ({min(ours) - min(theirs):{sign}.1f})"
+            cells.append(f"{cell:>{width}}")
+        boto3 = "loaded" if columns[-1][0] else "not loaded"
         say(f"{name:<20}{''.join(cells)}  boto3 {boto3}")
 
 
