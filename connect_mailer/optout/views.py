@@ -57,7 +57,7 @@ def _page_for_all(view: _View) -> _View:
                 response = view(request, **kwargs)
             except InvalidToken:
                 response = _render(request, "unsubscribe_invalid", status=404)
-        response.headers["Content-Security-Policy"] = _policy(_load_style())
+        response.headers.setdefault("Content-Security-Policy", _policy(style=""))  # no page
         # The URL of the page is a key: it goes to no search engine and to no other site.
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["X-Robots-Tag"] = "noindex"
@@ -121,7 +121,8 @@ def _render(
     language = _choose_language(request)
     site_name = request.get_host()
     with translation.override(language):
-        return render(
+        style = render_to_string("connect_mailer/pages.css")
+        response = render(
             request,
             f"connect_mailer/{name}.html",
             {
@@ -129,15 +130,13 @@ def _render(
                 "is_rtl": settings.USE_I18N and translation.get_language_bidi(),
                 "site_name": site_name,
                 "isolated_site_name": isolate(site_name),
-                "style": _load_style(),
+                "style": style,
                 **context,
             },
             status=status,
         )
-
-
-def _load_style() -> str:
-    return render_to_string("connect_mailer/pages.css")
+    response.headers["Content-Security-Policy"] = _policy(style)
+    return response
 
 
 def _choose_language(request: HttpRequest) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import random
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -139,9 +140,11 @@ class _Signer:
         self._canonical = canonical.split(f":{self.date}\n")
         self._scope = auth.credential_scope(request)
         # Source: IAM user guide, "Create a signed AWS API request".
-        self._key = f"AWS4{credentials.secret_key}".encode()
+        key = f"AWS4{credentials.secret_key}".encode()
         for part in self._scope.split("/"):
-            self._key = hmac.digest(self._key, part.encode(), "sha256")
+            key = hmac.digest(key, part.encode(), "sha256")
+        # A copy of it lets no other thread go first, as a digest at once does.
+        self._hmac = hmac.new(key, digestmod=sha256)
         self._start = self._headers["Authorization"].rpartition("=")[0]
         if self.sign(request.body, self.date) != self._headers:
             raise ValueError("botocore signs in another way.")
@@ -151,8 +154,10 @@ class _Signer:
         canonical = f":{date}\n".join(self._canonical) + sha256(body).hexdigest()
         digest = sha256(canonical.encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{date}\n{self._scope}\n{digest}".encode()
-        signature = hmac.digest(self._key, text, "sha256").hex()
-        return {**self._headers, "X-Amz-Date": date, "Authorization": f"{self._start}={signature}"}
+        signed = self._hmac.copy()
+        signed.update(text)
+        value = f"{self._start}={signed.hexdigest()}"
+        return {**self._headers, "X-Amz-Date": date, "Authorization": value}
 
 
 class LeanSender:
@@ -203,7 +208,9 @@ class LeanSender:
         for start in range(0, len(mime), 3 * _PIECE_BYTES):
             body += base64.b64encode(mime[start : start + 3 * _PIECE_BYTES])
         body += after.encode()
-        more = {"amz-sdk-invocation-id": str(uuid.uuid4()), "Content-Length": str(len(body))}
+        # To tell calls apart; one of the system's would let another thread go first.
+        call_id = uuid.UUID(int=random.getrandbits(128), version=4)
+        more = {"amz-sdk-invocation-id": str(call_id), "Content-Length": str(len(body))}
         signer, date = self._signer, strftime("%Y%m%dT%H%M%SZ", gmtime())
         credentials = self._credentials.get_frozen_credentials()
         if signer is None or signer.signs != (credentials, date[:8]):
@@ -241,8 +248,9 @@ class LeanSender:
 
     def _connect(self, connection: Any, begin: Begin) -> None:
         try:
-            if connection.sock is None:
+            if not connection.sock:
                 connection.connect()
+                connection.sock.settimeout(self._read_timeout)
         except (OSError, HTTPError, ValueError) as error:  # also urllib3's CertificateError
             raise Unavailable(f"{type(error).__name__}: {error}") from error
         finally:
@@ -250,18 +258,20 @@ class LeanSender:
 
     def _write(self, sock: Any, *parts: Any) -> None:
         """Not by ``sendall``: with TLS, its timeout is for each record of 16 KB."""
-        ends_at = monotonic() + self.upload_seconds
+        ends_at, timeout = monotonic() + self.upload_seconds, self._read_timeout
         try:
             for part in parts:
                 sent = 0
                 while sent < len(part):
-                    if (now := monotonic()) >= ends_at:
+                    if (left := ends_at - monotonic()) <= 0:
                         raise TimeoutError(f"it takes more than {self.upload_seconds:g} s")
-                    sock.settimeout(min(ends_at - now, self._read_timeout))
+                    if left < timeout:
+                        sock.settimeout(timeout := left)
                     sent += sock.send(memoryview(part)[sent:])
         except OSError as error:
             raise Unavailable(f"Not all of the request was written: {error}") from error
-        sock.settimeout(self._read_timeout)
+        if timeout < self._read_timeout:
+            sock.settimeout(self._read_timeout)
 
 
 def _read_good(answer: bytes) -> bytes | None:
