@@ -368,6 +368,7 @@ class Drain:
         self._threads: list[threading.Thread] = []
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
         self._denied: set[str] = set()
+        self._failing: set[object] = set()  # what the database refused when it was last tried
         self._paused: frozenset[str] | None = None  # streams, as of the last beat
         self._stop = threading.Event()
         self._turns = threading.Lock()
@@ -467,6 +468,7 @@ class Drain:
             act()
         except (DatabaseError, InterfaceError) as error:
             outages.begin("database", f"The outbox's database is out of reach: {error}")
+            self._failing.add(act)
             connections[self._using].close_if_unusable_or_obsolete()
             later = self._clock() + OUTAGE_SECONDS
             self._look_at, self._settle_at, self._beat_at = (
@@ -474,7 +476,10 @@ class Drain:
             )
             self._give_up_results()
         else:
-            outages.end("database")
+            # A full disk may have room for a lease, and for nothing else: that is one outage.
+            self._failing.discard(act)
+            if not self._failing:
+                outages.end("database")
 
     def _beat(self) -> None:
         """Renew the lease, and stop for a pause of the account."""

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 from django.core.mail import EmailMessage
-from django.db import DataError, InternalError, connection
+from django.db import DataError, InternalError, OperationalError, connection
 from django.utils import timezone
 
 from connect_mailer import signals
@@ -522,6 +522,35 @@ class TestAnswers:
 
         assert refused == [2, 1, 1]
         assert {row.status for row in OutgoingMessage.objects.all()} == {Status.SENT}
+
+    @pytest.mark.django_db(transaction=True)  # the drain asks for a new connection
+    def test_an_outage_is_told_once_though_something_works(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As where a full disk has room for the lease of the drain."""
+        queue("a@example.org")
+        settle, line_up, seen = outbox.settle, outbox.line_up, []
+
+        def refuse(results: Any, **options: Any) -> None:
+            seen.append("refused" if seen.count("refused") < 5 else "settled")
+            if seen[-1] == "refused":
+                raise OperationalError("No space left on device")
+            settle(results, **options)
+
+        def note(**options: Any) -> bool:
+            seen.append("beat")
+            return line_up(**options)
+
+        monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
+        monkeypatch.setattr(outbox, "settle", refuse)
+        monkeypatch.setattr(outbox, "line_up", note)
+        drain()
+
+        refusals = [place for place, what in enumerate(seen) if what == "refused"]
+        assert "beat" in seen[refusals[0] : refusals[-1]]
+        assert get_row().status == Status.SENT
+        assert caplog.text.count("database is out of reach") == 1
+        assert caplog.text.count("The database is back") == 1
 
     def test_the_last_attempt(self, ses: LocalSES, settings: Any) -> None:
         settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "MAX_ATTEMPTS": 2}
