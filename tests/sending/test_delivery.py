@@ -75,6 +75,24 @@ def drain(**kwargs: Any) -> Drain:
     return made
 
 
+def refuse_to_settle(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, *tries: int
+) -> list[list[int]]:
+    """Let these tries fail, counted from 1, and soon be repeated; return the keys of each try."""
+    settle, seen = outbox.settle, []
+
+    def attempt(results: Any, **options: Any) -> None:
+        seen.append([result.pk for result in results])
+        if len(seen) in tries:
+            raise error
+        settle(results, **options)
+
+    monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
+    monkeypatch.setattr(delivery, "SETTLE_SECONDS", 60)  # all at the end
+    monkeypatch.setattr(outbox, "settle", attempt)
+    return seen
+
+
 def get_row() -> OutgoingMessage:
     return OutgoingMessage.objects.get()
 
@@ -482,17 +500,8 @@ class TestAnswers:
     ) -> None:
         """A disk may have room for a few: PostgreSQL calls a file's limit an internal error."""
         queue("a@example.org", "b@example.org", "c@example.org")
-        settle, seen = outbox.settle, []
-
-        def refuse(results: Any, **options: Any) -> None:
-            seen.append([result.pk for result in results])
-            if len(seen) in (1, 3, 4):  # all together, and two of them
-                raise InternalError("could not extend file")
-            settle(results, **options)
-
-        monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
-        monkeypatch.setattr(delivery, "SETTLE_SECONDS", 60)  # all at the end
-        monkeypatch.setattr(outbox, "settle", refuse)
+        # All together, and two of them.
+        seen = refuse_to_settle(monkeypatch, InternalError("could not extend file"), 1, 3, 4)
         drain()
 
         assert [len(pks) for pks in seen] == [3, 1, 1, 1, 2]
@@ -507,20 +516,12 @@ class TestAnswers:
     ) -> None:
         """As where a primary became a replica, which answers and reads."""
         queue("a@example.org", "b@example.org")
-        settle, refused = outbox.settle, []
-
-        def refuse(results: Any, **options: Any) -> None:
-            if len(refused) < 3:  # the two together, and each of them
-                refused.append(len(results))
-                raise InternalError("cannot execute UPDATE in a read-only transaction")
-            settle(results, **options)
-
-        monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
-        monkeypatch.setattr(delivery, "SETTLE_SECONDS", 60)  # all at the end
-        monkeypatch.setattr(outbox, "settle", refuse)
+        error = InternalError("cannot execute UPDATE in a read-only transaction")
+        # The two together, and each of them.
+        seen = refuse_to_settle(monkeypatch, error, 1, 2, 3)
         drain()
 
-        assert refused == [2, 1, 1]
+        assert [len(pks) for pks in seen] == [2, 1, 1, 2]
         assert {row.status for row in OutgoingMessage.objects.all()} == {Status.SENT}
 
     @pytest.mark.django_db(transaction=True)  # the drain asks for a new connection
@@ -529,25 +530,18 @@ class TestAnswers:
     ) -> None:
         """As where a full disk has room for the lease of the drain."""
         queue("a@example.org")
-        settle, line_up, seen = outbox.settle, outbox.line_up, []
-
-        def refuse(results: Any, **options: Any) -> None:
-            seen.append("refused" if seen.count("refused") < 5 else "settled")
-            if seen[-1] == "refused":
-                raise OperationalError("No space left on device")
-            settle(results, **options)
+        error = OperationalError("No space left on device")
+        seen = refuse_to_settle(monkeypatch, error, *range(1, 6))
+        line_up, tries_at_beats = outbox.line_up, set()
 
         def note(**options: Any) -> bool:
-            seen.append("beat")
+            tries_at_beats.add(len(seen))
             return line_up(**options)
 
-        monkeypatch.setattr(delivery, "OUTAGE_SECONDS", 0.01)
-        monkeypatch.setattr(outbox, "settle", refuse)
         monkeypatch.setattr(outbox, "line_up", note)
         drain()
 
-        refusals = [place for place, what in enumerate(seen) if what == "refused"]
-        assert "beat" in seen[refusals[0] : refusals[-1]]
+        assert tries_at_beats & {1, 2, 3, 4}  # after the first refusal and before the last
         assert get_row().status == Status.SENT
         assert caplog.text.count("database is out of reach") == 1
         assert caplog.text.count("The database is back") == 1
