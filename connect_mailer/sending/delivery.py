@@ -8,7 +8,6 @@ rows are claimed.
 from __future__ import annotations
 
 import logging
-import queue
 import random
 import signal
 import threading
@@ -59,6 +58,7 @@ from connect_mailer.models import (
     Unsubscribe,
 )
 from connect_mailer.sending import leases, log_mail, outbox
+from connect_mailer.sending.calls import Calls, Steps, blocking
 from connect_mailer.sending.database_limiter import DatabaseLimiter
 from connect_mailer.sending.limiter import AHEAD_SECONDS, Limiter, RedisLimiter, Reservation
 from connect_mailer.sending.mime import has_way_out
@@ -362,10 +362,7 @@ class Drain:
         self._slots: deque[Slot] = deque()
         self._in_flight = 0
         self._bytes = 0  # of the bodies that are held: in slots and in flight
-        # A future for each call would cost as much as its signature.
-        self._calls: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Slot, str | BaseException]] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._calls = Calls(self._call, self._concurrency)
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
         self._denied: set[str] = set()
         self._failing: set[object] = set()  # what the database refused when it was last tried
@@ -396,10 +393,7 @@ class Drain:
                 self._run_until_over()
                 raise
             finally:
-                for _ in self._threads:
-                    self._calls.put(None)
-                for thread in self._threads:
-                    thread.join()
+                self._calls.close()
         return self.sent
 
     def _run_until_over(self) -> None:
@@ -459,8 +453,8 @@ class Drain:
                 moments.append(self._look_at)
         seconds = max(min(moments) - self._clock(), 0)
         time.sleep(min(seconds, GATHER_SECONDS) if self._in_flight else seconds)
-        while not self._answers.empty():
-            self._take(*self._answers.get())
+        for slot, answer in self._calls.take():
+            self._take(slot, answer)
 
     def _guard(self, act: Callable[[], object]) -> None:
         """Let the database go away and come back: nothing that is known gets lost."""
@@ -559,8 +553,8 @@ class Drain:
             )
             used += cost
             self._bytes += len(envelope.mime)
-        if self.sent and self._calls.empty() and len(rows) == free:
-            # The threads had done all before this was done.
+        if self.sent and not self._calls.has_later and len(rows) == free:
+            # All calls had been begun before this was done.
             self._ready = min(self._ready * 2, MAX_READY_AHEAD * self._concurrency)
         if self._limiter and used < reservation.granted:
             self._tell_limiter(partial(self._limiter.give_back, reservation.granted - used))
@@ -774,15 +768,11 @@ class Drain:
     # Sending
 
     def _dispatch(self, now: float) -> None:
-        """Hand over the calls whose slot is near; some wait until a thread is free."""
+        """Hand over the calls whose slot is near; some wait until another one ends."""
         while self._slots and self._find_call_time(self._slots[0]) <= now + self._hand_over_seconds:
-            slot = self._slots.popleft()
+            self._calls.start(self._slots[0])
+            self._slots.popleft()
             self._in_flight += 1
-            self._calls.put(slot)
-            if len(self._threads) < min(self._in_flight, self._concurrency):
-                thread = threading.Thread(target=self._work, name="connect_mailer", daemon=True)
-                self._threads.append(thread)
-                thread.start()
         is_full = self._in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
 
@@ -796,7 +786,7 @@ class Drain:
 
     def _await_turn(self, slot: Slot) -> None:
         """What is late shifts what follows, so that slots never bunch."""
-        with self._turns:  # while it waits as well: who wakes up late is late
+        with blocking(), self._turns:  # while it waits as well: who wakes up late is late
             turn_at = self._find_call_time(slot)
             seconds = turn_at - self._clock()
             if self._gives_back.wait(seconds) if seconds > 0 else self._gives_back.is_set():
@@ -806,19 +796,8 @@ class Drain:
                 self._late_seconds += late_seconds
             self._clear_at = turn_at + late_seconds - slot.delay_seconds + slot.width_seconds
 
-    def _work(self) -> None:
-        """In a thread of its own: calls, and nothing of the database."""
-        log_mail.stay_at_work()
-        while (slot := self._calls.get()) is not None:
-            answer: str | BaseException
-            try:
-                answer = self._call(slot)
-            except BaseException as error:  # noqa: BLE001 - the drain judges it
-                answer = error
-            self._answers.put((slot, answer))
-            del slot, answer  # or a large body were held until the next call
-
-    def _call(self, slot: Slot) -> str:
+    def _call(self, slot: Slot) -> Steps[str]:
+        """In threads of its own, and nothing of the database."""
         with ExitStack() as delivery:
             # A connection is open by then: to open it takes longer than many a slot, and calls
             # that were late by that would come at once with those that have one.
@@ -838,7 +817,7 @@ class Drain:
                     )
                 )
 
-            return self._transport.send(slot.envelope, begin)
+            return (yield from self._transport.steps(slot.envelope, begin))
 
     def _take(self, slot: Slot, answer: str | BaseException) -> None:
         """Turn an answer into what becomes of the row."""

@@ -15,23 +15,20 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
-from http.client import HTTPException, HTTPResponse, IncompleteRead
-from time import gmtime, monotonic, strftime
+from time import gmtime, strftime
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 from botocore import exceptions, parsers
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse, HeadersDict
 from botocore.client import BaseClient
-from urllib3.exceptions import HTTPError
 
-from connect_mailer.exceptions import InDoubt, Unavailable
+from connect_mailer.sending.calls import Steps, blocking
+from connect_mailer.sending.exchange import Begin, Exchange
 
-Begin = Callable[[], None]
 # What a call passes in boto3. A listener that isn't botocore's own may do anything.
 _EVENTS: Final = (
     "provide-client-params", "before-parameter-build", "before-endpoint-resolution",
@@ -50,7 +47,7 @@ _STAYS: Final = re.compile("amz-sdk-request|content-type|user-agent", re.IGNOREC
 _AUTHORIZATION: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(.+)/\d{8}/(.+)/(.+)/aws4_request, SignedHeaders=(.+), Signature="
 )
-# Of a large request, so much is copied at a time: it is in memory once.
+# Of a large message, so much is encoded at a time: it is in memory once.
 _PIECE_BYTES: Final = 256 * 1024
 
 
@@ -71,8 +68,7 @@ def make_lean(client: Any, credentials: Any, upload_seconds: float) -> LeanSende
     is_known = all(_CHANGES.fullmatch(k) or _STAYS.fullmatch(k) for k in recorded.headers)
     if not scope or not is_usual or not is_known or not _goes_straight(client, recorded.url):
         return None
-    lean = LeanSender(client, credentials, recorded, scope)
-    lean.upload_seconds = upload_seconds
+    lean = LeanSender(client, credentials, recorded, scope, upload_seconds)
     headers, body = lean.make_request(**_PROBE)
     is_same = body == recorded.body and _compare(headers) == _compare(recorded.headers)
     return lean if is_same else None
@@ -161,7 +157,7 @@ class _Signer:
 
 
 class LeanSender:
-    """Calls of ``SendEmail`` from many threads: takes and returns what boto3 does.
+    """Calls of ``SendEmail``, in steps (``calls``): takes and returns what boto3 does.
 
     Raises:
         ClientError: as boto3, what SES answered.
@@ -169,7 +165,14 @@ class LeanSender:
         InDoubt: there was no answer to it.
     """
 
-    def __init__(self, client: Any, credentials: Any, request: Any, scope: re.Match[str]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        credentials: Any,
+        request: Any,
+        scope: re.Match[str],
+        upload_seconds: float,
+    ) -> None:
         model, http = client.meta.service_model, client._endpoint.http_session  # noqa: SLF001
         self._parser = parsers.create_parser(model.resolved_protocol)
         self._shape = model.operation_model("SendEmail").output_shape
@@ -179,25 +182,29 @@ class LeanSender:
         self._signer: _Signer | None = None
         self._signed = {name: value for name, value in kept.items() if name.lower() in signed}
         self._unsigned = {name: value for name, value in kept.items() if name not in self._signed}
-        # As urllib3 writes it, without a port that goes without saying.
-        parts = urlsplit(request.url)
-        host = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._start = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n"
-        self._pool = http._manager.connection_from_url(request.url)  # noqa: SLF001
-        http._setup_ssl_cert(self._pool, request.url, http._verify)  # noqa: SLF001
-        self._read_timeout = self.upload_seconds = client.meta.config.read_timeout
+        pool = http._manager.connection_from_url(request.url)  # noqa: SLF001
+        http._setup_ssl_cert(pool, request.url, http._verify)  # noqa: SLF001
+        self._exchange = Exchange(
+            pool,
+            request.url,
+            read_seconds=client.meta.config.read_timeout,
+            upload_seconds=upload_seconds,
+        )
 
-    def __call__(self, begin: Begin, **call: Any) -> Mapping[str, Any]:
+    def __call__(self, begin: Begin, **call: Any) -> Steps[Mapping[str, Any]]:
         """As ``send_email`` of boto3's client; ``begin`` is called before anything is sent."""
-        status, headers, body = self._exchange(*self.make_request(**call), begin)
-        if status == 200:
+        answer = yield from self._exchange.post(*self.make_request(**call), begin)
+        if answer.status == 200:
             try:
-                return {"MessageId": json.loads(body)["MessageId"]}
+                return {"MessageId": json.loads(answer.body)["MessageId"]}
             except (ValueError, KeyError, TypeError):
                 return {}
-        answer = {"status_code": status, "headers": HeadersDict(headers), "body": body}
-        raise exceptions.ClientError(self._parser.parse(answer, self._shape), "SendEmail")
+        said = {
+            "status_code": answer.status,
+            "headers": HeadersDict(answer.headers),
+            "body": answer.body,
+        }
+        raise exceptions.ClientError(self._parser.parse(said, self._shape), "SendEmail")
 
     def make_request(self, **call: Any) -> tuple[Any, bytearray]:
         """Headers and body for the arguments of ``send_email``."""
@@ -212,75 +219,10 @@ class LeanSender:
         call_id = uuid.UUID(int=random.getrandbits(128), version=4)
         more = {"amz-sdk-invocation-id": str(call_id), "Content-Length": str(len(body))}
         signer, date = self._signer, strftime("%Y%m%dT%H%M%SZ", gmtime())
-        credentials = self._credentials.get_frozen_credentials()
+        with blocking():  # where they are to be refreshed
+            credentials = self._credentials.get_frozen_credentials()
         if signer is None or signer.signs != (credentials, date[:8]):
             request = AWSRequest("POST", self._url, self._signed, b"{}")
             self._signer = signer = _Signer(credentials, self._scope, request)
             date = signer.date
         return signer.sign(body, date) | self._unsigned | more, body
-
-    def _exchange(self, headers: Any, body: Any, begin: Begin) -> tuple[int, Any, bytes]:
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        first = f"{self._start}{lines}\r\n".encode("latin-1") + body[:_PIECE_BYTES]
-        # A kept connection that the other side has closed, urllib3 notices here.
-        connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
-        try:
-            self._connect(connection, begin)
-            self._write(connection.sock, first, memoryview(body)[_PIECE_BYTES:])
-            with connection.sock.makefile("rb") as reader:
-                if (answer := _read_good(reader.peek())) is not None:
-                    is_kept = True
-                    return 200, {}, answer
-                sock: Any = SimpleNamespace(makefile=lambda mode: reader)
-                with HTTPResponse(sock, method="POST") as response:
-                    response.begin()
-                    try:
-                        answer, is_kept = response.read(), not response.will_close
-                    except IncompleteRead as error:  # the status says something all the same
-                        answer = error.partial
-                    return response.status, response.headers, answer
-        except (OSError, HTTPException) as error:
-            raise InDoubt(f"No answer of SES, {type(error).__name__}: {error}") from error
-        finally:
-            if not is_kept:
-                connection.close()
-            self._pool._put_conn(connection)  # noqa: SLF001
-
-    def _connect(self, connection: Any, begin: Begin) -> None:
-        try:
-            if not connection.sock:
-                connection.connect()
-                connection.sock.settimeout(self._read_timeout)
-        except (OSError, HTTPError, ValueError) as error:  # also urllib3's CertificateError
-            raise Unavailable(f"{type(error).__name__}: {error}") from error
-        finally:
-            begin()
-
-    def _write(self, sock: Any, *parts: Any) -> None:
-        """Not by ``sendall``: with TLS, its timeout is for each record of 16 KB."""
-        ends_at, timeout = monotonic() + self.upload_seconds, self._read_timeout
-        try:
-            for part in parts:
-                sent = 0
-                while sent < len(part):
-                    if (left := ends_at - monotonic()) <= 0:
-                        raise TimeoutError(f"it takes more than {self.upload_seconds:g} s")
-                    if left < timeout:
-                        sock.settimeout(timeout := left)
-                    sent += sock.send(memoryview(part)[sent:])
-        except OSError as error:
-            raise Unavailable(f"Not all of the request was written: {error}") from error
-        if timeout < self._read_timeout:
-            sock.settimeout(self._read_timeout)
-
-
-def _read_good(answer: bytes) -> bytes | None:
-    """The body of a good answer that came in one piece and leaves the connection open.
-
-    It saves ``http.client``'s way of reading, which takes longer than the signature.
-    """
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.lower().split(b"\r\n")
-    is_whole = lines[0].startswith(b"http/1.1 200 ") and b"content-length: %d" % len(body) in lines
-    is_odd = any(line.startswith((b"transfer-encoding:", b"connection: close")) for line in lines)
-    return body if is_whole and not is_odd else None

@@ -33,11 +33,6 @@ def at_work() -> Iterator[None]:
         _at_work.reset(token)
 
 
-def stay_at_work() -> None:
-    """The same for the whole life of a thread."""
-    _at_work.set(True)
-
-
 def is_one_too_many(*, using: str) -> bool:
     """Whether the message that is being queued is mail about mail, and not the first this hour."""
     if not _at_work.get() or not _is_in_log_handler():

@@ -13,8 +13,8 @@ import os
 import re
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -30,6 +30,7 @@ from connect_mailer.exceptions import (
     Throttled,
     Unavailable,
 )
+from connect_mailer.sending.calls import Steps, blocking, run
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ class SESClient:
         self._credentials: Any = None
         self._is_lean = is_lean
         self._upload_seconds = upload_seconds
-        self._send_email: Callable[..., Any] | None = None
+        self._send_email: Callable[..., Steps[Any]] | None = None
         self._pid = 0
 
     def send(self, envelope: Envelope, begin: Callable[[], None] = at_once) -> str:
@@ -214,6 +215,10 @@ class SESClient:
         Raises:
             DeliveryError: the child says what is to be done.
         """
+        return run(self.steps(envelope, begin))
+
+    def steps(self, envelope: Envelope, begin: Callable[[], None]) -> Steps[str]:
+        """As ``send``, in steps (``calls``): it waits for SES without a thread."""
         extra = dict(self._extra)
         if self._contact_list and envelope.topic is not None:
             extra["ListManagementOptions"] = {"ContactListName": self._contact_list} | (
@@ -225,8 +230,9 @@ class SESClient:
                 begin()
                 call.enter_context(telemetry.calling_ses())
 
-            answer = self._call(
-                lambda client: (self._send_email or self._choose(client))(
+            with self._translating():
+                client = self._get_client()
+                answer = yield from (self._send_email or self._choose(client))(
                     begin_call,
                     # No FromEmailAddress: with raw content SES writes it over the message's own
                     # From, display name and all. The envelope's sender is SES's own anyway.
@@ -238,7 +244,6 @@ class SESClient:
                     ],
                     **extra,
                 )
-            )
             if not answer.get("MessageId"):
                 raise InDoubt("SES answered 200 without a message id.")
             return str(answer["MessageId"])
@@ -251,7 +256,8 @@ class SESClient:
             DeliveryError: as ``send``, but never ``InDoubt``: nothing was changed.
         """
         try:
-            answer = self._call(lambda client: client.get_account())
+            with self._translating():
+                answer = self._get_client().get_account()
         except InDoubt as error:
             raise Unavailable(str(error)) from error
         if self._send_email is None:
@@ -273,11 +279,13 @@ class SESClient:
             if client is not None and self._pid == os.getpid():
                 client.close()
 
-    def _call(self, call: Callable[[Any], Any]) -> Any:
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """What boto3 raises becomes what it means."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            return call(self._get_client())
+            yield
         except ClientError as error:
             answer = _translate_answer(error.response)
             if _get_code(error.response) == "NotFoundException" and not (
@@ -297,7 +305,7 @@ class SESClient:
                     self._send_email, self._pid = None, os.getpid()
         return self._client
 
-    def _choose(self, client: Any) -> Callable[..., Any]:
+    def _choose(self, client: Any) -> Callable[..., Steps[Any]]:
         """How messages are sent: once there are credentials, it can be told."""
         with self._lock:
             if self._send_email is None:
@@ -306,7 +314,7 @@ class SESClient:
                 self._send_email = partial(_send_by, client) if lean is None else lean
         return self._send_email
 
-    def _make_lean(self, client: Any) -> Callable[..., Any] | None:
+    def _make_lean(self, client: Any) -> Callable[..., Steps[Any]] | None:
         from connect_mailer.sending.lean import make_lean
 
         try:
@@ -360,9 +368,11 @@ def _make_client(
     return client, session.get_credentials()
 
 
-def _send_by(client: Any, begin: Callable[[], None], **call: Any) -> Any:
-    begin()
-    return client.send_email(**call)
+def _send_by(client: Any, begin: Callable[[], None], **call: Any) -> Steps[Any]:
+    yield from ()  # it waits in this thread
+    with blocking():
+        begin()
+        return client.send_email(**call)
 
 
 def _get_code(response: Mapping[str, Any]) -> str:

@@ -18,16 +18,18 @@ from django.utils.module_loading import import_string
 
 from connect_mailer.conf import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, conf
 from connect_mailer.exceptions import Rejected, Unavailable
-from connect_mailer.sending.ses import Envelope, SESClient, at_once
+from connect_mailer.sending.calls import Steps, blocking
+from connect_mailer.sending.ses import Envelope, SESClient
 
 
 class Transport(Protocol):
-    """Takes one envelope at a time, from many threads."""
+    """Takes envelopes, many at once and from many threads."""
 
-    def send(self, envelope: Envelope, begin: Callable[[], None] = at_once) -> str:
+    def steps(self, envelope: Envelope, begin: Callable[[], None]) -> Steps[str]:
         """Hand over; return the message id, or an empty string where there is none.
 
         ``begin`` is called once, before anything is handed over; what it raises ends the call.
+        A step ends where it waits for an answer (``calls``).
 
         Raises:
             DeliveryError: the child says what is to be done about it.
@@ -65,9 +67,14 @@ class DjangoTransport:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def send(self, envelope: Envelope, begin: Callable[[], None] = at_once) -> str:
+    def steps(self, envelope: Envelope, begin: Callable[[], None]) -> Steps[str]:
         """Hand over to a backend of its own: backends keep a connection, not for threads."""
-        begin()
+        yield from ()  # it waits in this thread
+        with blocking():
+            begin()
+            return self._send(envelope)
+
+    def _send(self, envelope: Envelope) -> str:
         try:
             count = self._connect().send_messages([FrozenMessage(envelope)])
         except smtplib.SMTPRecipientsRefused as error:

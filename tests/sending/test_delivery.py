@@ -32,6 +32,7 @@ from connect_mailer.models import (
     Unsubscribe,
 )
 from connect_mailer.sending import delivery, leases, outbox
+from connect_mailer.sending.calls import Steps
 from connect_mailer.sending.delivery import Drain, DrainLease, Slot
 from connect_mailer.sending.limiter import RedisLimiter, Reservation
 from connect_mailer.sending.rate import account_rate
@@ -650,7 +651,8 @@ class TestPace:
         queue("a@example.org")
 
         class Slow:
-            def send(self, envelope: Envelope, begin: Any) -> str:
+            def steps(self, envelope: Envelope, begin: Any) -> Steps[str]:
+                yield from ()
                 time.sleep(0.2)  # to connect
                 begin()
                 return "an id"
@@ -697,12 +699,12 @@ class TestPace:
         starts_at = now = 1000.0
         with LocalSES(rate=rate, burst_seconds=0.1, clock=lambda: now) as server:
             settings.CONNECT_MAILER |= {"SES_ENDPOINT_URL": server.url}
-            transport = get_transport()
+            client = get_ses_client()
             for _ in range(120):
                 cost = rng.randint(*recipients)
                 slot = make_slot(cost, starts_at, interval)
                 now = starts_at + slot.delay_seconds + rng.choice([0, slot.grace_seconds])
-                transport.send(slot.envelope)  # or raises Throttled
+                client.send(slot.envelope)  # or raises Throttled
                 starts_at += slot.width_seconds
             assert server.stats().throttled == 0
 
@@ -789,7 +791,8 @@ class TestPace:
         claim, settle = outbox.claim, outbox.settle
 
         class Stub:
-            def send(self, envelope: Envelope, begin: Any) -> str:
+            def steps(self, envelope: Envelope, begin: Any) -> Steps[str]:
+                yield from ()
                 begin()
                 answers.acquire()
                 sent.append(envelope)
@@ -882,7 +885,8 @@ class TestLifeOfADrain:
         passed = [0.0]
 
         class Late:
-            def send(self, envelope: Envelope, begin: Callable[[], None]) -> str:
+            def steps(self, envelope: Envelope, begin: Callable[[], None]) -> Steps[str]:
+                yield from ()
                 passed[0] = seconds
                 begin()
                 return "id"

@@ -217,7 +217,7 @@ class TestRequest:
         chosen: Any = made._choose(made._get_client())
         assert isinstance(chosen, lean.LeanSender)
         assert chosen._url == f"https://{host}/v2/email/outbound-emails"
-        assert f"\r\nHost: {host}\r\n" in chosen._start
+        assert f"\r\nHost: {host}\r\n" in chosen._exchange._start
 
     @pytest.mark.parametrize("is_lean", [True, False])
     def test_credentials_are_refreshed(
@@ -306,7 +306,7 @@ class TestBegin:
 
         def look() -> None:
             sender: Any = made._send_email
-            opened.append(sender._pool.num_connections == 1)
+            opened.append(sender._exchange._pool.num_connections == 1)
 
         made.send(ENVELOPE, look)
         made.close()

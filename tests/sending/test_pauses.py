@@ -12,6 +12,7 @@ from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
 from connect_mailer.models import OutgoingMessage
 from connect_mailer.sending import leases, pauses
+from connect_mailer.sending.calls import Steps
 from connect_mailer.sending.delivery import Drain, DrainLease, drain_outbox
 from connect_mailer.sending.limiter import Reservation
 
@@ -26,7 +27,8 @@ class Sink:
     def __init__(self) -> None:
         self.subjects: list[str] = []
 
-    def send(self, envelope: Any, begin: Any) -> str:
+    def steps(self, envelope: Any, begin: Any) -> Steps[str]:
+        yield from ()
         begin()
         self.subjects.append(envelope.recipients[0])
         return "an-id"

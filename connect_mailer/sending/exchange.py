@@ -1,0 +1,156 @@
+"""One request and its answer over a kept connection, without a thread that waits for the answer.
+
+Connections are those of urllib3's pool, which also opens them; ``http.client`` reads what is no
+plain good answer. In between, a socket never waits: a thread would, and with TLS its timeout starts
+anew with each record of 16 KB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
+from io import BytesIO
+from ssl import SSLWantReadError, SSLWantWriteError
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from urllib3.exceptions import HTTPError
+from urllib3.util.wait import wait_for_read, wait_for_write
+
+from connect_mailer.exceptions import InDoubt, Unavailable
+from connect_mailer.sending.calls import Steps, blocking
+
+Begin = Callable[[], None]
+# Of a large request, so much is copied at a time: it is in memory once.
+_PIECE_BYTES: Final = 256 * 1024
+# What a socket says that never waits.
+_NOT_NOW: Final = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
+
+
+class Answer(NamedTuple):
+    """``is_kept``: whether its connection can be used again."""
+
+    status: int
+    headers: Any
+    body: bytes
+    is_kept: bool
+
+
+class Exchange:
+    """POSTs to one address. ``pool`` is urllib3's.
+
+    ``upload_seconds`` is what the writing of one request may take; no answer, or no progress, in
+    ``read_seconds`` ends an exchange as well.
+
+    Raises:
+        Unavailable: the whole request was not written, so it can't have been obeyed.
+        InDoubt: there was no answer to it.
+    """
+
+    def __init__(self, pool: Any, url: str, *, read_seconds: float, upload_seconds: float) -> None:
+        # As urllib3 writes it, without a port that goes without saying.
+        parts = urlsplit(url)
+        host = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._start = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n"
+        self._pool = pool
+        self._read_seconds = read_seconds
+        self._upload_seconds = upload_seconds
+
+    def post(self, headers: Mapping[str, str], body: bytearray, begin: Begin) -> Steps[Answer]:
+        """``begin`` is called when there is a connection, and before anything is written."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        first = f"{self._start}{lines}\r\n".encode("latin-1") + body[:_PIECE_BYTES]
+        # A kept connection that the other side has closed, urllib3 notices here.
+        connection, is_kept, came = self._pool._get_conn(), False, b""  # noqa: SLF001
+        try:
+            self._connect(connection, begin)
+            self._write(connection.sock, first, memoryview(body)[_PIECE_BYTES:])
+            while True:
+                yield connection.sock, self._read_seconds
+                try:
+                    data = connection.sock.recv(_PIECE_BYTES)
+                except _NOT_NOW:  # what came was for TLS itself
+                    continue
+                came += data
+                if answer := _read_good(came) or _read(came, is_over=not data):
+                    is_kept = answer.is_kept
+                    return answer
+        except (OSError, HTTPException) as error:
+            raise InDoubt(f"No answer of SES, {type(error).__name__}: {error}") from error
+        finally:
+            if not is_kept:
+                connection.close()
+            self._pool._put_conn(connection)  # noqa: SLF001
+
+    def _connect(self, connection: Any, begin: Begin) -> None:
+        try:
+            if not connection.sock:
+                with blocking():
+                    connection.connect()
+            # Also one that boto3 has used meanwhile.
+            connection.sock.settimeout(0)
+        except (OSError, HTTPError, ValueError) as error:  # also urllib3's CertificateError
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+        finally:
+            begin()
+
+    def _write(self, sock: Any, *parts: Any) -> None:
+        ends_at = monotonic() + self._upload_seconds
+        try:
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    try:
+                        left = left[sock.send(left) :]
+                    except _NOT_NOW as reason:
+                        is_for_more = not isinstance(reason, SSLWantReadError)
+                        wait = wait_for_write if is_for_more else wait_for_read
+                        self._wait(partial(wait, sock), ends_at - monotonic())
+        except OSError as error:
+            raise Unavailable(f"Not all of the request was written: {error}") from error
+
+    def _wait(self, wait: Callable[[float], bool], seconds: float) -> None:
+        if seconds <= 0:
+            raise TimeoutError(f"it takes more than {self._upload_seconds:g} s")
+        with blocking():
+            is_ready = wait(min(seconds, self._read_seconds))
+        if not is_ready and seconds > self._read_seconds:
+            raise TimeoutError("timed out")
+
+
+def _read_good(came: bytes) -> Answer | None:
+    """A good answer that came in one piece and leaves the connection open.
+
+    It saves ``http.client``'s way of reading, which takes longer than the signature.
+    """
+    head, _, body = came.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    is_whole = lines[0].startswith(b"http/1.1 200 ") and b"content-length: %d" % len(body) in lines
+    is_odd = any(line.startswith((b"transfer-encoding:", b"connection: close")) for line in lines)
+    return Answer(200, {}, body, is_kept=True) if is_whole and not is_odd else None
+
+
+def _read(came: bytes, *, is_over: bool) -> Answer | None:
+    """What was answered; ``None``: that was not all. ``is_over``: no more will come."""
+    if not is_over and b"\r\n\r\n" not in came:
+        return None
+    sock: Any = SimpleNamespace(makefile=lambda mode: BytesIO(came))
+    with HTTPResponse(sock, method="POST") as response:
+        try:
+            response.begin()
+            if not is_over and response.length is None and not response.chunked:
+                return None  # it ends with the connection
+            body = response.read()
+        except (IncompleteRead, RemoteDisconnected) as error:
+            if not is_over:
+                return None
+            if not isinstance(error, IncompleteRead):
+                raise
+            body = error.partial  # the status says something all the same
+        # Nothing of another answer may be left.
+        is_kept = not (response.will_close or is_over) and came.endswith(b"\r\n\r\n" + body)
+        return Answer(response.status, response.headers, body, is_kept)
