@@ -228,21 +228,29 @@ class _Watch:
     """A thread that hands over the calls whose answer is there, or overdue."""
 
     def __init__(self, hand_over: Callable[[list[_Call[Any]]], None]) -> None:
-        self._waiting: dict[int, tuple[_Call[Any], float]] = {}  # by file; until when
-        """Raises: OSError, where the system has no epoll or no more files, RuntimeError."""
+        """Raises: OSError or RuntimeError, where there is no epoll, file or thread to be had."""
         if not hasattr(select, "epoll"):
             raise OSError("There is no epoll.")
         self._hand_over = hand_over
+        self._waiting: dict[int, tuple[_Call[Any], float]] = {}  # by file; until when
         self._epoll = select.epoll()
         self._bell = os.eventfd(0)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._thread = threading.Thread(target=self._look, name="connect_mailer", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
 
     def add(self, call: _Call[Any], sock: socket, seconds: float) -> None:
         """Raises: OSError, and then it is not watched."""
         file = sock.fileno()
+        closed = self._waiting.get(file)
         self._waiting[file] = (call, time.monotonic() + seconds)
+        if closed:  # by somebody else, so that the number is another socket's by now
+            closed[0].expire()
+            self._hand_over([closed[0]])
         try:
             self._epoll.register(file, select.EPOLLIN)
         except OSError:
@@ -252,6 +260,9 @@ class _Watch:
     def stop(self) -> None:
         os.eventfd_write(self._bell, 1)
         self._thread.join()
+        self._close()
+
+    def _close(self) -> None:
         self._epoll.close()
         os.close(self._bell)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from io import BytesIO
 from ssl import SSLWantReadError, SSLWantWriteError
 from time import monotonic
@@ -138,19 +138,25 @@ def _read(came: bytes, *, is_over: bool) -> Answer | None:
     """What was answered; ``None``: that was not all. ``is_over``: no more will come."""
     if not is_over and b"\r\n\r\n" not in came:
         return None
-    sock: Any = SimpleNamespace(makefile=lambda mode: BytesIO(came))
+    file = _File(came)
+    sock: Any = SimpleNamespace(makefile=lambda mode: file)
     with HTTPResponse(sock, method="POST") as response:
         try:
             response.begin()
             if not is_over and response.length is None and not response.chunked:
                 return None  # it ends with the connection
             body = response.read()
-        except (IncompleteRead, RemoteDisconnected) as error:
+        except HTTPException as error:
             if not is_over:
                 return None
             if not isinstance(error, IncompleteRead):
                 raise
             body = error.partial  # the status says something all the same
-        # Nothing of another answer may be left.
-        is_kept = not (response.will_close or is_over) and came.endswith(b"\r\n\r\n" + body)
-        return Answer(response.status, response.headers, body, is_kept)
+        # No end of it is to come, and nothing that belongs to no answer is there.
+        is_whole = not (is_over or response.chunked) and file.tell() == len(came)
+        return Answer(response.status, response.headers, body, is_whole and not response.will_close)
+
+
+class _File(BytesIO):
+    def close(self) -> None:
+        """``http.client`` does, when it has read what it wants."""

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 from connect_mailer.exceptions import InDoubt, Unavailable
 from connect_mailer.sending import lean
-from connect_mailer.sending.ses import Envelope, SESClient
+from connect_mailer.sending.calls import Calls
+from connect_mailer.sending.ses import Envelope, SESClient, at_once
 
 ID = "0100018c2f6b7a3e-6f9619ff-8b86-4011-b42d-00cf4fc964ff-000000"
 ENVELOPE = Envelope(
@@ -546,6 +547,27 @@ class TestTLS:
 
         made.close()
         assert server.opened == 1
+
+    def test_many_at_once(self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server tells each connection about itself before it answers (session tickets)."""
+        url, pem, server = serve("localhost")
+        trust(monkeypatch, pem)
+        monkeypatch.setattr(Recorder, "pause", 0.02)
+        made = make(url, is_lean=is_lean, concurrency=10)
+        made._choose(made._get_client())
+        calls: Calls[int] = Calls(lambda _: made.steps(ENVELOPE, at_once), 10)
+
+        for number in range(40):
+            calls.start(number)
+        ended: list[Any] = []
+        while len(ended) < 40:
+            ended += calls.take()
+            time.sleep(0.005)
+        calls.close()
+        made.close()
+
+        assert {answer for _, answer in ended} == {ID}
+        assert server.opened <= 10
 
     def test_nobody_vouches_for_it(self, is_lean: bool, serve: Any) -> None:
         url, _, server = serve("localhost")

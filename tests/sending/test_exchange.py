@@ -1,0 +1,162 @@
+"""One request and its answer: in what pieces it comes, and whether the connection is kept."""
+
+from __future__ import annotations
+
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from urllib3 import HTTPConnectionPool
+
+from connect_mailer.exceptions import InDoubt
+from connect_mailer.sending.calls import Calls, run
+from connect_mailer.sending.exchange import Answer, Exchange
+
+GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"MessageId": "x"}'
+BAD = b"HTTP/1.1 429 Too Many\r\nX-Amzn-ErrorType: Throttled\r\nContent-Length: 2\r\n\r\n{}"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+LEFT_OPEN = b"HTTP/1.1 503 Unavailable\r\n\r\n<html>"
+EMPTY = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+# What a server writes, and what then happens to the connection there; what is read: status, body;
+# whether it is kept.
+ANSWERS: dict[str, tuple[list[bytes], bool, tuple[int, bytes], bool]] = {
+    "good": ([GOOD], False, (200, b'{"MessageId": "x"}'), True),
+    "bad": ([BAD], False, (429, b"{}"), True),
+    "no body": ([EMPTY], False, (204, b""), True),
+    "go on first": ([b"HTTP/1.1 100 Continue\r\n\r\n", BAD], False, (429, b"{}"), True),
+    "in chunks": ([CHUNKED], False, (200, b"{}"), False),
+    "to be closed": ([GOOD.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")], False,
+                     (200, b'{"MessageId": "x"}'), False),
+    "until it is closed": ([LEFT_OPEN, b"</html>"], True, (503, b"<html></html>"), False),
+    "too much": ([BAD + b"HTTP"], False, (429, b"{}"), False),
+    "too much of nothing": ([EMPTY + b"\r\n"], False, (204, b""), False),
+    "cut in its body": ([BAD[:-1]], True, (429, b"{"), False),
+    "cut in a chunk": ([CHUNKED[:-8]], True, (200, b""), False),
+}  # fmt: skip
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Answers each request by ``pieces``, one after the other."""
+
+    daemon_threads = True
+    request_queue_size = 50
+    pieces: list[bytes] = []
+    is_ended = False
+    opened = 0
+
+
+class Handler(socketserver.StreamRequestHandler):
+    server: Server
+
+    def handle(self) -> None:
+        self.server.opened += 1
+        self.connection.setsockopt(6, 1, 1)  # each piece by itself
+        while self.read():
+            for piece in self.server.pieces:
+                self.connection.sendall(piece)
+                time.sleep(0.002)
+            if self.server.is_ended:
+                return
+
+    def read(self) -> bool:
+        length = 0
+        while (line := self.rfile.readline()).strip():
+            if line.startswith(b"Content-Length:"):
+                length = int(line.split()[1])
+        return length > 0 and len(self.rfile.read(length)) == length
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as made:
+        threading.Thread(target=made.serve_forever, args=[0.02], daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def connect(server: Server) -> Iterator[Callable[..., Exchange]]:
+    port = server.server_address[1]
+    pool = HTTPConnectionPool("127.0.0.1", port, maxsize=50)
+
+    def make(*, read_seconds: float = 5.0) -> Exchange:
+        url = f"http://127.0.0.1:{port}/v2"
+        return Exchange(pool, url, read_seconds=read_seconds, upload_seconds=5.0)
+
+    yield make
+    pool.close()
+
+
+def post(exchange: Exchange) -> Answer:
+    return run(exchange.post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None))
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer(server: Server, connect: Any, name: str) -> None:
+    server.pieces, server.is_ended, expected, is_kept = ANSWERS[name]
+    exchange = connect()
+
+    for number in (1, 2):
+        answer = post(exchange)
+        assert (answer.status, answer.body) == expected
+        time.sleep(0.01)  # what came after it is here by then
+        assert server.opened == (1 if is_kept else number)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_in_two_pieces_cut_anywhere(server: Server, connect: Any, name: str) -> None:
+    """The very same, wherever a packet of it ended."""
+    pieces, server.is_ended, expected, _ = ANSWERS[name]
+    whole, exchange = b"".join(pieces), connect()
+    for end in range(1, len(whole)):
+        server.pieces = [whole[:end], whole[end:]]
+        answer = post(exchange)
+        assert (answer.status, answer.body) == expected, server.pieces
+        if name.startswith("too much"):
+            time.sleep(0.01)  # what came after it is here by then
+
+
+@pytest.mark.parametrize("end", [0, 5, 20, 46, 50])
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_half_an_answer(server: Server, connect: Any, end: int, is_ended: bool) -> None:
+    """And then nothing, or the end: in doubt, and another connection comes next."""
+    server.pieces, server.is_ended = [GOOD[:end]], is_ended
+    exchange = connect(read_seconds=0.2)
+    if is_ended and end >= 20:
+        assert (post(exchange).status, server.opened) == (200, 1), "its status says something"
+    else:
+        with pytest.raises(InDoubt):
+            post(exchange)
+
+    server.pieces, server.is_ended = [GOOD], False
+    assert post(exchange).status == 200
+    assert server.opened == 2
+
+
+def test_half_an_answer_holds_up_no_other(server: Server, connect: Any) -> None:
+    server.pieces = [GOOD[:30]]
+    exchange = connect(read_seconds=1.0)
+    calls: Calls[str] = Calls(
+        lambda _: exchange.post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None), 50
+    )
+    try:
+        for number in range(5):
+            calls.start(f"half {number}")
+        while server.opened < 5:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        server.pieces = [GOOD]
+        for number in range(5):
+            calls.start(f"whole {number}")
+        ended: list[tuple[str, Any]] = []
+        while len(ended) < 10:
+            ended += calls.take()
+            time.sleep(0.01)
+    finally:
+        calls.close()
+    assert {item.split()[0] for item, _ in ended[:5]} == {"whole"}
+    assert all(isinstance(answer, InDoubt) for _, answer in ended[5:])
