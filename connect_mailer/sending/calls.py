@@ -91,7 +91,8 @@ class Calls(Generic[Item]):
 
     ``make`` makes the call of an item. One thread at a time is at work, and each that is kept by
     what blocks (``blocking``) leaves the rest to another one. Where the system has no epoll (macOS;
-    gevent takes it away), waiting for an answer keeps a thread, too.
+    gevent takes it away), waiting for an answer keeps a thread, too. ``in_flight`` is how many items
+    were started and not taken.
     """
 
     def __init__(self, make: Callable[[Item], Steps[Any]], concurrency: int) -> None:
@@ -108,6 +109,7 @@ class Calls(Generic[Item]):
         self._idle: list[threading.Lock] = []  # what other threads wait for
         self._is_closed = False
         self._watch: _Watch | None = None
+        self.in_flight = 0
 
     @property
     def has_later(self) -> bool:
@@ -128,6 +130,7 @@ class Calls(Generic[Item]):
                 self._see_to_it()
                 self._open += 1
                 self._due.append(call)
+            self.in_flight += 1
 
     def go_on(self, calls: Iterable[_Call[Item]]) -> None:
         """With these, which need wait no more."""
@@ -145,7 +148,9 @@ class Calls(Generic[Item]):
     def take(self) -> Iterator[tuple[Item, Any]]:
         """The items whose calls have ended since, with what these returned or raised."""
         while not self._answers.empty():
-            yield self._answers.get()
+            ended = self._answers.get()
+            self.in_flight -= 1
+            yield ended
 
     def close(self) -> None:
         """End the threads, once they have done what they are at."""

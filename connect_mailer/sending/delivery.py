@@ -360,7 +360,6 @@ class Drain:
         self._full_since = self._idle_since = inf
 
         self._slots: deque[Slot] = deque()
-        self._in_flight = 0
         self._bytes = 0  # of the bodies that are held: in slots and in flight
         self._calls = Calls(self._call, self._concurrency)
         self._results: list[tuple[outbox.Result, float]] = []  # and when the lease ends
@@ -429,14 +428,14 @@ class Drain:
         if not self._is_ending and now >= self._look_at and self._count_free():
             self._guard(self._look)
         # One pass waits for nothing but answers.
-        is_last = self._is_ending or (self._one_pass and not (self._slots or self._in_flight))
+        is_last = self._is_ending or (self._one_pass and not (self._slots or self._calls.in_flight))
         if self._results and (now >= self._settle_at or is_last):
             self._guard(self._settle)
-        return not self._is_ending or bool(self._slots or self._in_flight or self._results)
+        return not self._is_ending or bool(self._slots or self._calls.in_flight or self._results)
 
     def _count_free(self) -> int:
         """How many rows to look for; few are not worth it."""
-        free = self._ready - self._in_flight - len(self._slots)
+        free = self._ready - self._calls.in_flight - len(self._slots)
         is_worth_it = self._bytes < MAX_BYTES and free >= LOOK_PART * self._ready
         return free if is_worth_it else 0
 
@@ -452,7 +451,7 @@ class Drain:
             if self._count_free():
                 moments.append(self._look_at)
         seconds = max(min(moments) - self._clock(), 0)
-        time.sleep(min(seconds, GATHER_SECONDS) if self._in_flight else seconds)
+        time.sleep(min(seconds, GATHER_SECONDS) if self._calls.in_flight else seconds)
         for slot, answer in self._calls.take():
             self._take(slot, answer)
 
@@ -587,7 +586,7 @@ class Drain:
     def _rest(self, now: float) -> None:
         """Nothing is due: linger while something may come, then end."""
         self._look_at = now + POLL_SECONDS
-        if self._in_flight or self._slots or self._results:
+        if self._calls.in_flight or self._slots or self._results:
             self._idle_since = inf
         else:
             self._idle_since = min(self._idle_since, now)
@@ -772,14 +771,13 @@ class Drain:
         while self._slots and self._find_call_time(self._slots[0]) <= now + self._hand_over_seconds:
             self._calls.start(self._slots[0])
             self._slots.popleft()
-            self._in_flight += 1
-        is_full = self._in_flight >= self._concurrency
+        is_full = self._calls.in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
 
     @property
     def _hand_over_seconds(self) -> float:
         """Not at the expense of calls that could start now."""
-        return HAND_OVER_SECONDS if self._in_flight < self._concurrency // 2 else 0.0
+        return HAND_OVER_SECONDS if self._calls.in_flight < self._concurrency // 2 else 0.0
 
     def _find_call_time(self, slot: Slot) -> float:
         return max(slot.starts_at, self._clear_at) + slot.delay_seconds
@@ -792,7 +790,7 @@ class Drain:
             if self._gives_back.wait(seconds) if seconds > 0 else self._gives_back.is_set():
                 raise NotStarted
             late_seconds = max(self._clock() - slot.grace_seconds - turn_at, 0.0)
-            if self._in_flight < self._concurrency:  # or SES gets less than it allows anyway
+            if self._calls.in_flight < self._concurrency:  # or SES gets less than it allows anyway
                 self._late_seconds += late_seconds
             self._clear_at = turn_at + late_seconds - slot.delay_seconds + slot.width_seconds
 
@@ -821,7 +819,6 @@ class Drain:
 
     def _take(self, slot: Slot, answer: str | BaseException) -> None:
         """Turn an answer into what becomes of the row."""
-        self._in_flight -= 1
         self._bytes -= len(slot.envelope.mime)
         result: outbox.Result
         if isinstance(answer, str):
