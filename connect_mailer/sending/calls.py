@@ -89,10 +89,10 @@ def run(steps: Steps[Answer]) -> Answer:
 class Calls(Generic[Item]):
     """Makes calls; at most ``concurrency`` are open at a time, and others wait until one ends.
 
-    ``make`` makes the call of an item. One thread at a time is at work, and each that is kept by
-    what blocks (``blocking``) leaves the rest to another one. Where the system has no epoll (macOS;
-    gevent takes it away), waiting for an answer keeps a thread, too. ``in_flight`` is how many items
-    were started and not taken.
+    ``make`` makes the call of an item, and ``in_flight`` items were started and not taken. One
+    thread at a time is at work, and each that is kept by what blocks (``blocking``) leaves the rest
+    to another one. Where the system has no epoll (macOS; gevent takes it away), waiting for an
+    answer keeps a thread, too.
     """
 
     def __init__(self, make: Callable[[Item], Steps[Any]], concurrency: int) -> None:
