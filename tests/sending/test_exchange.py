@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
 import threading
 import time
@@ -9,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from urllib3 import HTTPConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-from connect_mailer.exceptions import InDoubt
+from connect_mailer.exceptions import InDoubt, Unavailable
 from connect_mailer.sending.calls import Calls, run
 from connect_mailer.sending.exchange import Answer, Exchange
 
@@ -137,26 +138,53 @@ def test_half_an_answer(server: Server, connect: Any, end: int, is_ended: bool) 
     assert server.opened == 2
 
 
-def test_half_an_answer_holds_up_no_other(server: Server, connect: Any) -> None:
-    server.pieces = [GOOD[:30]]
-    exchange = connect(read_seconds=1.0)
+def post_many(make: Callable[[str], Exchange], *items: str) -> list[tuple[str, Any]]:
+    """All at once; in the order in which they ended."""
     calls: Calls[str] = Calls(
-        lambda _: exchange.post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None), 50
+        lambda item: make(item).post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None), 50
     )
+    ended: list[tuple[str, Any]] = []
     try:
-        for number in range(5):
-            calls.start(f"half {number}")
-        while server.opened < 5:
-            time.sleep(0.01)
-        time.sleep(0.05)
-        server.pieces = [GOOD]
-        for number in range(5):
-            calls.start(f"whole {number}")
-        ended: list[tuple[str, Any]] = []
-        while len(ended) < 10:
+        for item in items:
+            calls.start(item)
+        while len(ended) < len(items):
             ended += calls.take()
             time.sleep(0.01)
     finally:
         calls.close()
-    assert {item.split()[0] for item, _ in ended[:5]} == {"whole"}
+    return ended
+
+
+def test_half_an_answer_holds_up_no_other(server: Server, connect: Any) -> None:
+    exchanges = {"half": connect(read_seconds=1.0), "whole": connect()}
+    server.pieces = [GOOD[:30]]
+    asked: list[str] = []
+
+    def make(item: str) -> Exchange:
+        if item == "whole" and item not in asked:
+            while server.opened < 5:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            server.pieces = [GOOD]
+        asked.append(item)
+        return exchanges[item]  # type: ignore[no-any-return]
+
+    ended = post_many(make, *["half"] * 5, *["whole"] * 5)
+
+    assert [item for item, _ in ended] == ["whole"] * 5 + ["half"] * 5
     assert all(isinstance(answer, InDoubt) for _, answer in ended[5:])
+
+
+def test_a_connection_that_does_not_open_holds_up_no_other(server: Server, connect: Any) -> None:
+    server.pieces = [GOOD]
+    good = connect()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        pool = HTTPSConnectionPool("127.0.0.1", port, timeout=1.0)
+        url = f"https://127.0.0.1:{port}/v2"
+        bad = Exchange(pool, url, read_seconds=5.0, upload_seconds=5.0)
+
+        ended = post_many({"bad": bad, "good": good}.__getitem__, *["bad", "good"] * 3)
+
+    assert [item for item, _ in ended] == ["good"] * 3 + ["bad"] * 3
+    assert all(isinstance(answer, Unavailable) for _, answer in ended[3:])
