@@ -138,10 +138,13 @@ def test_half_an_answer(server: Server, connect: Any, end: int, is_ended: bool) 
     assert server.opened == 2
 
 
-def post_many(make: Callable[[str], Exchange], *items: str) -> list[tuple[str, Any]]:
+def post_many(
+    make: Callable[[str], Exchange], *items: str, body: bytes = b"{}"
+) -> list[tuple[str, Any]]:
     """All at once; in the order in which they ended."""
+    headers = {"Content-Length": str(len(body))}
     calls: Calls[str] = Calls(
-        lambda item: make(item).post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None), 50
+        lambda item: make(item).post(headers, bytearray(body), lambda: None), 50
     )
     ended: list[tuple[str, Any]] = []
     try:
@@ -185,6 +188,22 @@ def test_a_connection_that_does_not_open_holds_up_no_other(server: Server, conne
         bad = Exchange(pool, url, read_seconds=5.0, upload_seconds=5.0)
 
         ended = post_many({"bad": bad, "good": good}.__getitem__, *["bad", "good"] * 3)
+
+    assert [item for item, _ in ended] == ["good"] * 3 + ["bad"] * 3
+    assert all(isinstance(answer, Unavailable) for _, answer in ended[3:])
+
+
+def test_what_is_not_read_holds_up_no_other(server: Server, connect: Any) -> None:
+    server.pieces = [GOOD]
+    good = connect()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        pool = HTTPConnectionPool("127.0.0.1", port)
+        url = f"http://127.0.0.1:{port}/v2"
+        bad = Exchange(pool, url, read_seconds=1.0, upload_seconds=5.0)
+        body = b"x" * 9_000_000  # more than buffers on the way hold
+
+        ended = post_many({"bad": bad, "good": good}.__getitem__, *["bad", "good"] * 3, body=body)
 
     assert [item for item, _ in ended] == ["good"] * 3 + ["bad"] * 3
     assert all(isinstance(answer, Unavailable) for _, answer in ended[3:])

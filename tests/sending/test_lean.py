@@ -394,8 +394,10 @@ class TestSlowLine:
     def test_it_stands_still(self, connect: Callable[..., SESClient]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            started_at = time.monotonic()
             with pytest.raises(Unavailable, match="timed out"):
                 connect(url, read_timeout=0.2, upload_seconds=20).send(LARGE)
+            assert time.monotonic() - started_at < 10
 
     def test_it_breaks(
         self, recorder: Any, connect: Callable[..., SESClient], monkeypatch: pytest.MonkeyPatch
