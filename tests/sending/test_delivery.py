@@ -645,6 +645,20 @@ class TestPace:
         gaps = [(b - a).total_seconds() for a, b in pairwise(times)]
         assert sum(gaps) > 0.1  # 3 slots of 0.05 s, less what is caught up with
 
+    def test_who_waits_for_a_turn_holds_up_no_answer(
+        self, ses: LocalSES, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(delivery, "HAND_OVER_SECONDS", 5.0)
+        ses.configure(latency_seconds=0.1)
+        queue("a@example.org", "b@example.org")
+        reservation = Reservation(granted=2, wait_seconds=0, interval_seconds=1.0)
+
+        drain(limiter=StubLimiter(reservation), rate=1.0)
+
+        second = ses.mailbox()[1].received_at
+        settled = OutgoingMessage.objects.values_list("finished_at", flat=True)
+        assert len([at for at in settled if at and at < second]) == 1
+
     def test_what_late_calls_took_nobody_else_gets(self, ses: LocalSES) -> None:
         """Their slots are over later than the limiter believes."""
         limiter = StubLimiter(grant(1))

@@ -537,6 +537,37 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Path, Any]]]:
         server.server_close()
 
 
+def test_credentials_that_take_long_hold_up_no_other(recorder: Any) -> None:
+    """They are asked for by one call, while others have some that are still good."""
+    made = make(recorder.url)
+    made.send(ENVELOPE)
+    sender: Any = made._send_email
+    kept, asked, is_refreshed = sender._credentials, [], threading.Event()
+
+    class Credentials:
+        def get_frozen_credentials(self) -> Any:
+            asked.append(1)
+            if len(asked) == 1:
+                is_refreshed.wait(5)
+            return kept.get_frozen_credentials()
+
+    sender._credentials = Credentials()
+    calls: Calls[int] = Calls(lambda _: made.steps(ENVELOPE, at_once), 10)
+    ended: list[Any] = []
+    for number in range(3):
+        calls.start(number)
+    while len(ended) < 3:
+        ended += calls.take()
+        if len(ended) == 2:
+            is_refreshed.set()
+        time.sleep(0.005)
+    calls.close()
+    made.close()
+
+    assert [answer for _, answer in ended] == [ID] * 3
+    assert ended[-1][0] == 0
+
+
 @pytest.mark.parametrize("is_lean", [True, False])
 class TestTLS:
     def test_is_kept(self, is_lean: bool, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
