@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from socket import socket
@@ -65,14 +65,21 @@ class _Call(Generic[Item]):
         self._steps, self._run = steps, copy_context().run
         self.go_on: Callable[[], Wait] = partial(self._run, next, steps)
 
+    def fail(self, error: BaseException) -> None:
+        """Let it go on with what happened while it waited."""
+        self.go_on = partial(self._run, self._steps.throw, error)
+
     def expire(self) -> None:
         """Let it go on with what a socket raises where nothing came."""
-        self.go_on = partial(self._run, self._steps.throw, TimeoutError("timed out"))
+        self.fail(TimeoutError("timed out"))
 
     def wait(self, sock: socket, seconds: float) -> None:
         """Wait in this thread."""
-        if not wait_for_read(sock, seconds):
-            self.expire()
+        try:
+            if not wait_for_read(sock, max(seconds, 0.0)):
+                self.expire()
+        except BaseException as error:  # noqa: BLE001 - the steps say what becomes of it
+            self.fail(error)
 
 
 def run(steps: Steps[Answer]) -> Answer:
@@ -89,32 +96,40 @@ def run(steps: Steps[Answer]) -> Answer:
 class Calls(Generic[Item]):
     """Makes calls; at most ``concurrency`` are open at a time, and others wait until one ends.
 
-    ``make`` makes the call of an item, and ``in_flight`` items were started and not taken. One
-    thread at a time is at work, and each that is kept by what blocks (``blocking``) leaves the rest
-    to another one. Where the system has no epoll (macOS; gevent takes it away), waiting for an
-    answer keeps a thread, too.
+    ``make`` makes the call of an item. One thread at a time is at work, and each that is kept by
+    what blocks (``blocking``) leaves the rest to another one. Where the system has no epoll (macOS;
+    gevent takes it away), waiting for an answer keeps a thread, too.
+
+    ``start``, ``take`` and ``close`` are for one thread, and signals may raise in there what they
+    like: it changes what is known in one place at a time, so that no call is forgotten.
     """
 
     def __init__(self, make: Callable[[Item], Steps[Any]], concurrency: int) -> None:
         self._make = make
         self._concurrency = concurrency
         self._lock = threading.Lock()
+        self._new: deque[_Call[Item]] = deque()  # not begun
         self._open = 0  # begun, and not ended
-        self._later: deque[_Call[Item]] = deque()  # to be begun as soon as one has ended
-        self._due: deque[_Call[Item]] = deque()  # to go on as soon as a thread is free
+        self._due: deque[_Call[Item]] = deque()  # of these, to go on as soon as a thread is free
         # A future for each call would cost as much as its signature.
         self._answers: queue.SimpleQueue[tuple[Item, Any]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._at_work = 0  # threads that nothing keeps
+        self._is_coming = False  # one more
         self._idle: list[threading.Lock] = []  # what other threads wait for
         self._is_closed = False
         self._watch: _Watch | None = None
-        self.in_flight = 0
 
     @property
-    def has_later(self) -> bool:
-        """Whether any call could not be begun yet."""
-        return bool(self._later)
+    def has_new(self) -> bool:
+        """Whether any call was not begun yet."""
+        return bool(self._new)
+
+    @property
+    def in_flight(self) -> int:
+        """Items that were started, and not taken."""
+        with self._lock:
+            return len(self._new) + self._open + self._answers.qsize()
 
     def start(self, item: Item) -> None:
         """Begin the call of ``item``, or let it wait for its turn.
@@ -124,69 +139,70 @@ class Calls(Generic[Item]):
         """
         call = _Call(item, self._make(item))
         with self._lock:
-            if self._open >= self._concurrency:
-                self._later.append(call)
-            else:
+            if self._open < self._concurrency:
                 self._see_to_it()
-                self._open += 1
-                self._due.append(call)
-            self.in_flight += 1
+            self._new.append(call)
 
     def go_on(self, calls: Iterable[_Call[Item]]) -> None:
         """With these, which need wait no more."""
         with self._lock:
-            self._see_to_it()
             self._due.extend(calls)
+            self._see_to_it()
 
     def count_at_work(self, change: int) -> None:
         """For ``blocking``: so many more threads are at work."""
         with self._lock:
             self._at_work += change
-            if self._due:
+            if self._due or (self._new and self._open < self._concurrency):
                 self._see_to_it()
 
     def take(self) -> Iterator[tuple[Item, Any]]:
         """The items whose calls have ended since, with what these returned or raised."""
         while not self._answers.empty():
-            ended = self._answers.get()
-            self.in_flight -= 1
-            yield ended
+            yield self._answers.get()
 
     def close(self) -> None:
         """End the threads, once they have done what they are at."""
         with self._lock:
             self._is_closed = True
-            for bell in self._idle:
-                bell.release()
-        for thread in self._threads:
-            thread.join()
-        if self._watch is not None:
-            self._watch.stop()
+            while self._idle:
+                self._idle.pop().release()
+        try:
+            for thread in self._threads:
+                thread.join()
+        finally:
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.stop()
 
     def _see_to_it(self) -> None:
         """That a thread is at work. The last one to have fallen idle is the first to wake up."""
-        if self._at_work:
+        if self._at_work > 0 or self._is_coming:
             return
         if self._idle:
             self._idle.pop().release()
-        else:
-            thread = threading.Thread(target=self._work, name="connect_mailer", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more to be had
-                if not self._threads:
-                    raise
-                return  # one that is kept will come
-            self._threads.append(thread)
-        self._at_work += 1
+            self._at_work += 1
+            return
+        self._is_coming = True
+        try:
+            threading.Thread(target=self._work, name="connect_mailer", daemon=True).start()
+        except BaseException as error:
+            self._is_coming = False
+            # No more are to be had: one that is kept will see to it.
+            if not isinstance(error, RuntimeError) or not self._threads:
+                raise
 
     def _work(self) -> None:
         _here.calls = self
         bell = threading.Lock()
         bell.acquire()
+        with self._lock:
+            self._threads.append(threading.current_thread())
+            self._at_work += 1
+            self._is_coming = False
         while True:
             with self._lock:
-                call = self._due.popleft() if self._due else None
+                call = self._find_next()
                 if call is None:
                     if self._is_closed:
                         return
@@ -196,6 +212,14 @@ class Calls(Generic[Item]):
                 bell.acquire()
             else:
                 self._go_on(call)
+
+    def _find_next(self) -> _Call[Item] | None:
+        if self._due:
+            return self._due.popleft()
+        if self._new and self._open < self._concurrency:
+            self._open += 1
+            return self._new.popleft()
+        return None
 
     def _go_on(self, call: _Call[Item]) -> None:
         """Take it to where it waits without a thread, or to its end."""
@@ -209,11 +233,10 @@ class Calls(Generic[Item]):
         except BaseException as error:  # noqa: BLE001 - who takes it judges it
             answer = error
         self._answers.put((call.item, answer))
+        # An error knows this frame, and a large body would be held in a circle.
+        del answer, call.go_on
         with self._lock:
-            if self._later:
-                self._due.append(self._later.popleft())
-            else:
-                self._open -= 1
+            self._open -= 1
 
     def _leave(self, call: _Call[Item], sock: socket, seconds: float) -> bool:
         """Let it wait without this thread; ``False``: it has waited in this thread."""
@@ -222,7 +245,8 @@ class Calls(Generic[Item]):
                 if self._watch is None:
                     self._watch = _Watch(self.go_on)
             self._watch.add(call, sock, seconds)
-        except (OSError, RuntimeError):  # no more files, or threads, to be had
+        # There is no epoll; no more files, or threads, are to be had; somebody closed it.
+        except (AttributeError, OSError, RuntimeError, ValueError):
             with blocking():
                 call.wait(sock, seconds)
             return False
@@ -230,26 +254,27 @@ class Calls(Generic[Item]):
 
 
 class _Watch:
-    """A thread that hands over the calls whose answer is there, or overdue."""
+    """A thread that hands over the calls whose answer is there, or overdue.
+
+    Raises:
+        AttributeError: there is no epoll.
+        OSError, RuntimeError: there are no more files, or threads.
+    """
 
     def __init__(self, hand_over: Callable[[list[_Call[Any]]], None]) -> None:
-        """Raises: OSError or RuntimeError, where there is no epoll, file or thread to be had."""
-        if not hasattr(select, "epoll"):
-            raise OSError("There is no epoll.")
         self._hand_over = hand_over
         self._waiting: dict[int, tuple[_Call[Any], float]] = {}  # by file; until when
-        self._epoll = select.epoll()
-        self._bell = os.eventfd(0)
-        self._epoll.register(self._bell, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._look, name="connect_mailer", daemon=True)
-        try:
+        with ExitStack() as failed:
+            self._epoll = failed.enter_context(select.epoll())
+            self._bell = os.eventfd(0)
+            failed.callback(os.close, self._bell)
+            self._epoll.register(self._bell, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._look, name="connect_mailer", daemon=True)
             self._thread.start()
-        except RuntimeError:
-            self._close()
-            raise
+            self._files = failed.pop_all()
 
     def add(self, call: _Call[Any], sock: socket, seconds: float) -> None:
-        """Raises: OSError, and then it is not watched."""
+        """Raises: OSError or ValueError, and then it is not watched."""
         file = sock.fileno()
         closed = self._waiting.get(file)
         self._waiting[file] = (call, time.monotonic() + seconds)
@@ -258,37 +283,43 @@ class _Watch:
             self._hand_over([closed[0]])
         try:
             self._epoll.register(file, select.EPOLLIN)
-        except OSError:
+        except (OSError, ValueError):
             del self._waiting[file]
             raise
 
     def stop(self) -> None:
         os.eventfd_write(self._bell, 1)
         self._thread.join()
-        self._close()
-
-    def _close(self) -> None:
-        self._epoll.close()
-        os.close(self._bell)
+        self._files.close()
 
     def _look(self) -> None:
         look_through_at = 0.0
         while True:
+            # What is not there after this is overdue, however long this process then stands still.
+            now = time.monotonic()
             files = [file for file, _ in self._epoll.poll(_TICK_SECONDS)]
             if self._bell in files:
                 return
-            found = [self._release(file) for file in files]
-            now = time.monotonic()
+            found = self._release(files)
             if now >= look_through_at:
                 look_through_at = now + _TICK_SECONDS
-                for file, (_, ends_at) in list(self._waiting.items()):
-                    if ends_at <= now:
-                        found.append(self._release(file))
-                        found[-1].expire()
+                found += self._expire(now)
             if found:
                 self._hand_over(found)
+            del found  # until something comes again
 
-    def _release(self, file: int) -> _Call[Any]:
-        with suppress(OSError):  # somebody closed it
-            self._epoll.unregister(file)
-        return self._waiting.pop(file)[0]
+    def _expire(self, now: float) -> list[_Call[Any]]:
+        waiting = list(self._waiting.items())
+        overdue = self._release([file for file, (_, ends_at) in waiting if ends_at <= now])
+        for call in overdue:
+            call.expire()
+        return overdue
+
+    def _release(self, files: Iterable[int]) -> list[_Call[Any]]:
+        calls = []
+        for file in files:
+            with suppress(OSError):  # somebody closed it
+                self._epoll.unregister(file)
+            if known := self._waiting.pop(file, None):
+                calls.append(known[0])
+        return calls

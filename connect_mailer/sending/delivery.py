@@ -552,7 +552,7 @@ class Drain:
             )
             used += cost
             self._bytes += len(envelope.mime)
-        if self.sent and not self._calls.has_later and len(rows) == free:
+        if self.sent and not self._calls.has_new and len(rows) == free:
             # All calls had been begun before this was done.
             self._ready = min(self._ready * 2, MAX_READY_AHEAD * self._concurrency)
         if self._limiter and used < reservation.granted:
@@ -769,8 +769,12 @@ class Drain:
     def _dispatch(self, now: float) -> None:
         """Hand over the calls whose slot is near; some wait until another one ends."""
         while self._slots and self._find_call_time(self._slots[0]) <= now + self._hand_over_seconds:
-            self._calls.start(self._slots[0])
-            self._slots.popleft()
+            slot = self._slots.popleft()
+            try:
+                self._calls.start(slot)
+            except RuntimeError:
+                self._slots.appendleft(slot)
+                raise
         is_full = self._calls.in_flight >= self._concurrency
         self._full_since = min(self._full_since, now) if is_full else inf
 

@@ -65,24 +65,21 @@ class Exchange:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         first = f"{self._start}{lines}\r\n".encode("latin-1") + body[:_PIECE_BYTES]
         # A kept connection that the other side has closed, urllib3 notices here.
-        connection, is_kept, came = self._pool._get_conn(), False, b""  # noqa: SLF001
+        connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
         try:
             self._connect(connection, begin)
             self._write(connection.sock, first, memoryview(body)[_PIECE_BYTES:])
-            while True:
-                yield connection.sock, self._read_seconds
-                try:
-                    data = connection.sock.recv(_PIECE_BYTES)
-                except _NOT_NOW:  # what came was for TLS itself
-                    continue
-                came += data
-                if answer := _read_good(came) or _read(came, is_over=not data):
-                    is_kept = answer.is_kept
-                    return answer
-        except (OSError, HTTPException) as error:
-            raise InDoubt(f"No answer of SES, {type(error).__name__}: {error}") from error
+            try:
+                answer = yield from self._read(connection.sock)
+            except Exception as error:
+                # Whatever it is, the request was written.
+                raise InDoubt(f"No answer of SES, {type(error).__name__}: {error}") from error
+            is_kept = answer.is_kept
+            return answer
         finally:
-            if not is_kept:
+            if is_kept:
+                connection.sock.setblocking(True)  # boto3 may be the next to use it
+            else:
                 connection.close()
             self._pool._put_conn(connection)  # noqa: SLF001
 
@@ -91,12 +88,24 @@ class Exchange:
             if not connection.sock:
                 with blocking():
                     connection.connect()
-            # Also one that boto3 has used meanwhile.
-            connection.sock.settimeout(0)
+            connection.sock.setblocking(False)
         except (OSError, HTTPError, ValueError) as error:  # also urllib3's CertificateError
             raise Unavailable(f"{type(error).__name__}: {error}") from error
         finally:
             begin()
+
+    def _read(self, sock: Any) -> Steps[Answer]:
+        came, ends_at = b"", monotonic() + self._read_seconds
+        while True:
+            yield sock, ends_at - monotonic()
+            try:
+                data = sock.recv(_PIECE_BYTES)
+            except _NOT_NOW:  # what came was for TLS itself
+                continue
+            came += data
+            if answer := _parse_good(came) or _parse(came, is_over=not data):
+                return answer
+            ends_at = monotonic() + self._read_seconds
 
     def _write(self, sock: Any, *parts: Any) -> None:
         ends_at = monotonic() + self._upload_seconds
@@ -105,7 +114,9 @@ class Exchange:
                 left = memoryview(part)
                 while left:
                     try:
-                        left = left[sock.send(left) :]
+                        if not (sent := sock.send(left)):
+                            raise SSLWantWriteError  # gevent's way to say it
+                        left = left[sent:]
                     except _NOT_NOW as reason:
                         is_for_more = not isinstance(reason, SSLWantReadError)
                         wait = wait_for_write if is_for_more else wait_for_read
@@ -122,7 +133,7 @@ class Exchange:
             raise TimeoutError("timed out")
 
 
-def _read_good(came: bytes) -> Answer | None:
+def _parse_good(came: bytes) -> Answer | None:
     """A good answer that came in one piece and leaves the connection open.
 
     It saves ``http.client``'s way of reading, which takes longer than the signature.
@@ -134,7 +145,7 @@ def _read_good(came: bytes) -> Answer | None:
     return Answer(200, {}, body, is_kept=True) if is_whole and not is_odd else None
 
 
-def _read(came: bytes, *, is_over: bool) -> Answer | None:
+def _parse(came: bytes, *, is_over: bool) -> Answer | None:
     """What was answered; ``None``: that was not all. ``is_over``: no more will come."""
     if not is_over and b"\r\n\r\n" not in came:
         return None

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import random
 import select
+import signal
 import socket
+import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -65,12 +71,28 @@ def make() -> Iterator[Callable[..., Calls[Any]]]:
     yield make_calls
     for one in made:
         one.close()
-    assert set(threading.enumerate()) <= before[0]
+    wait_for(lambda: set(threading.enumerate()) <= before[0])
     assert count_files() <= before[1]
 
 
 def count_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """A signal after so long, which raises what Ctrl-C does."""
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
@@ -91,6 +113,10 @@ def take(calls: Calls[Any], number: int) -> dict[Any, Any]:
 
     wait_for(look)
     return ended
+
+
+def take_all(calls: Calls[Any]) -> None:
+    wait_for(lambda: [list(calls.take()), calls.in_flight][1] == 0)
 
 
 def count_threads() -> int:
@@ -201,11 +227,37 @@ class TestWaiting:
 
         assert seen == {"a": "a", "b": "b", "a then": "the site", "b then": "the site"}
 
+    def test_an_answer_that_came_while_the_process_stood_still(self, make: Any) -> None:
+        """It is read, however long ago it should have been."""
+        pairs = Pairs(seconds=0.5)
+        calls = make(pairs.call)
+        calls.start(1)
+        wait_for(lambda: pairs.ends)
+        time.sleep(0.05)
+        stop_me = f"kill -STOP {os.getpid()}; sleep 0.8; echo x; kill -CONT {os.getpid()}"
+        subprocess.run(["sh", "-c", stop_me], check=True, stdout=pairs.ends[1])
+
+        assert take(calls, 1) == {1: b"x\n"}
+
     def test_in_this_thread(self) -> None:
         pairs = Pairs(seconds=0.1)
         with pytest.raises(TimeoutError):
             run(pairs.call(1))
         assert pairs.threads[1] == [threading.current_thread()]
+
+    def test_in_this_thread_until_it_is_interrupted(self) -> None:
+        seen: list[BaseException] = []
+
+        def call() -> Steps[None]:
+            try:
+                yield from Pairs().call(1)
+            except BaseException as error:
+                seen.append(error)
+                raise
+
+        with alarm(0.1), pytest.raises(KeyboardInterrupt):
+            run(call())
+        assert [type(error) for error in seen] == [KeyboardInterrupt]
 
 
 class TestHowMany:
@@ -218,13 +270,13 @@ class TestHowMany:
         time.sleep(0.05)
 
         assert list(pairs.ends) == [0, 1, 2]
-        assert calls.has_later
+        assert calls.has_new
         # The next one begins when one ends, though nobody has taken its answer.
         pairs.ends[1].send(b"x")
         wait_for(lambda: len(pairs.ends) == 4)
         pairs.ends[0].send(b"x")
         wait_for(lambda: len(pairs.ends) == 5)
-        assert not calls.has_later
+        assert not calls.has_new
         for number in (2, 3, 4):
             pairs.ends[number].send(b"x")
         assert set(take(calls, 5)) == set(range(5))
@@ -296,6 +348,110 @@ class TestHowMany:
             time.sleep(0.002)
 
         assert len(set(threads)) == 1
+
+
+class TestInterrupts:
+    """Ctrl-C, or a time limit of Celery's, in the thread that starts calls."""
+
+    def test_at_any_moment(self, make: Any) -> None:
+        """None is left behind: where all were taken, nothing is in flight."""
+        rng = random.Random(1)
+        begun = [0]
+
+        def call(number: int) -> Steps[int]:
+            yield from ()
+            with blocking():
+                begun[0] += 1
+            return number
+
+        for _ in range(100):
+            calls = make(call)
+            with suppress(KeyboardInterrupt), alarm(rng.uniform(0.001, 0.008)):
+                while True:
+                    for number in range(20):
+                        calls.start(number)
+                    list(calls.take())
+            take_all(calls)
+            calls.start(1)
+            take_all(calls)
+            calls.close()
+        assert begun[0] > 1000
+
+    def test_while_a_thread_is_started(self, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which waits until the thread is there, so it is the likeliest moment."""
+        pairs = Pairs()
+        calls = make(pairs.call)
+        start = threading.Thread.start
+
+        def interrupt(thread: threading.Thread) -> None:
+            start(thread)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                calls.start(1)
+        assert calls.in_flight == 0
+
+        calls.start(2)
+        wait_for(lambda: pairs.ends)
+        pairs.ends[2].send(b"x")
+        assert take(calls, 1) == {2: b"x"}
+
+    def test_while_it_closes(self, make: Any) -> None:
+        pairs = Pairs()
+        calls = make(pairs.call)
+        calls.start(1)
+        wait_for(lambda: pairs.ends)
+        pairs.ends[1].send(b"x")
+        take(calls, 1)
+        is_over = threading.Event()
+
+        def block() -> Steps[None]:
+            yield from ()
+            with blocking():
+                is_over.wait(5)
+
+        calls._make = lambda item: block()
+        calls.start(2)
+        with alarm(0.1), pytest.raises(KeyboardInterrupt):
+            calls.close()
+        assert count_threads() == 1, "the one that is kept"
+        is_over.set()
+
+
+class TestMemory:
+    """A message may be large: it is not held longer than its call takes."""
+
+    @pytest.mark.parametrize("how", ["answered", "failed", "expired"])
+    def test_what_a_call_held_is_free(self, make: Any, how: str) -> None:
+        known: list[weakref.ref[Any]] = []
+
+        class Large:
+            pass
+
+        pairs = Pairs(seconds=0.3)
+
+        def call(item: Large) -> Steps[Any]:
+            body = Large()
+            known.extend([weakref.ref(item), weakref.ref(body)])
+            answer = yield from pairs.call(1)
+            if how == "failed":
+                raise LookupError
+            return answer
+
+        calls = make(call)
+        gc.disable()
+        try:
+            calls.start(Large())
+            wait_for(lambda: pairs.ends)
+            time.sleep(0.15)  # so that it was looked through
+            if how != "expired":
+                pairs.ends[1].send(b"x")
+            wait_for(lambda: len(list(calls.take())))
+            wait_for(lambda: [one() for one in known] == [None, None])
+        finally:
+            gc.enable()
 
 
 class TestTrouble:

@@ -207,3 +207,42 @@ def test_what_is_not_read_holds_up_no_other(server: Server, connect: Any) -> Non
 
     assert [item for item, _ in ended] == ["good"] * 3 + ["bad"] * 3
     assert all(isinstance(answer, Unavailable) for _, answer in ended[3:])
+
+
+def test_whatever_goes_wrong_after_the_request_leaves_it_in_doubt(
+    server: Server, connect: Any
+) -> None:
+    server.pieces = [GOOD]
+    steps = connect().post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None)
+    next(steps)
+
+    with pytest.raises(InDoubt, match="ValueError: a file that is none"):
+        steps.throw(ValueError("a file that is none"))
+
+
+def test_the_pool_gets_connections_back_as_they_were(server: Server, connect: Any) -> None:
+    """boto3 may use them next; and green ones can't be told again."""
+    server.pieces = [GOOD]
+    exchange = connect()
+    post(exchange)
+
+    connection = exchange._pool._get_conn()
+    assert connection.sock.getblocking()
+    connection.close()
+
+
+def test_a_send_that_says_nothing_went(
+    server: Server, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gevent's does with TLS, where others raise."""
+    server.pieces = [GOOD]
+    exchange = connect()
+    answers = [0, 0]
+    send = socket.socket.send
+
+    def send_later(sock: socket.socket, data: Any) -> int:
+        return answers.pop() if answers else send(sock, data)
+
+    monkeypatch.setattr(socket.socket, "send", send_later)
+    assert post(exchange).status == 200
+    assert not answers
