@@ -5,8 +5,8 @@ or at once. Queueing, imports and set-up come before the clock starts; it ends w
 row is settled. Rounds are interleaved, and another one is first in each. The CPU of the servers
 is shown for one message, too: they are on the same machine, so what they take is missing elsewhere.
 
-*boto3* and *lean* are the floors: the client alone in 50 threads, messages from memory, no
-database, no pace. The peers run as they are published, through django-ses where they need a
+*boto3* and *lean* are the floors: the client alone, boto3's in 50 threads, messages from memory,
+no database, no pace. The peers run as they are published, through django-ses where they need a
 backend: those that Celery runs in two workers with 50 threads each, django-post-office in two
 processes with 50 threads each; those that send one message after the other in one process, and
 fewer messages.
@@ -196,7 +196,9 @@ def _alone(client: str) -> Callable[[int], Callable[[], int]]:
     def make(messages: int) -> Callable[[], int]:
         import uuid
 
-        from connect_mailer.sending.ses import Envelope, SESClient
+        from connect_mailer.sending.calls import Calls
+        from connect_mailer.sending.delivery import GATHER_SECONDS
+        from connect_mailer.sending.ses import Envelope, SESClient, at_once
 
         ses = SESClient(
             region="us-east-1",
@@ -225,7 +227,18 @@ def _alone(client: str) -> Callable[[int], Callable[[], int]]:
             with ThreadPoolExecutor(CONCURRENCY) as pool:
                 return len(list(pool.map(ses.send, envelopes)))
 
-        return act
+        def act_without_threads() -> int:
+            calls: Calls[Envelope] = Calls(partial(ses.steps, begin=at_once), CONCURRENCY)
+            for envelope in envelopes:
+                calls.start(envelope)
+            taken = 0
+            while taken < messages:
+                time.sleep(GATHER_SECONDS)
+                taken += len(list(calls.take()))
+            calls.close()
+            return taken
+
+        return act_without_threads if client == "lean" else act
 
     return make
 
