@@ -21,8 +21,6 @@ from functools import partial
 from socket import socket
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from urllib3.util.wait import wait_for_read
-
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -75,6 +73,9 @@ class _Call(Generic[Item]):
 
     def wait(self, sock: socket, seconds: float) -> None:
         """Wait in this thread."""
+        # Not with this module, which web processes import.
+        from urllib3.util.wait import wait_for_read
+
         try:
             if not wait_for_read(sock, max(seconds, 0.0)):
                 self.expire()

@@ -527,7 +527,7 @@ import json, sys
 from connect_mailer.sending.ses import SESClient
 SESClient(region="x", endpoint_url=None, access_key_id=None, secret_access_key=None,
           configuration_set=None, tenant=None, concurrency=1, connect_timeout=1, read_timeout=1)
-heavy = {"boto3", "botocore", "django.db", "connect_mailer.conf"}
+heavy = {"boto3", "botocore", "urllib3", "django.db", "connect_mailer.conf"}
 print(json.dumps(sorted(heavy.intersection(sys.modules))))
 """
         assert self.run(script) == []
