@@ -1,8 +1,7 @@
 """The drain: takes rows out of the outbox and hands them to the transport, at the right pace.
 
-One thread does the pacing and the database; a pool of threads does nothing but calls to the
-transport. There is no barrier: while calls are in flight, results are settled and the next
-rows are claimed.
+One thread does the pacing and the database, and calls to the transport go on beside it (``calls``).
+There is no barrier: while they are in flight, results are settled and the next rows are claimed.
 """
 
 from __future__ import annotations

@@ -119,6 +119,8 @@ def check_page() -> Callable[..., None]:
             for scheme in ("light", "dark"):
                 page.emulate_media(color_scheme=scheme)
                 page.evaluate("scrollTo(0, 0)")
+                # The admin's links take their time to change their colours.
+                page.evaluate("Promise.all(document.getAnimations().map(one => one.finished))")
                 page.screenshot(path=SCREENSHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
                 results = Axe().run(
                     page,
