@@ -651,9 +651,9 @@ class TestPace:
         monkeypatch.setattr(delivery, "HAND_OVER_SECONDS", 5.0)
         ses.configure(latency_seconds=0.1)
         queue("a@example.org", "b@example.org")
-        reservation = Reservation(granted=2, wait_seconds=0, interval_seconds=1.0)
+        reservation = Reservation(granted=2, wait_seconds=0, interval_seconds=2.0)
 
-        drain(limiter=StubLimiter(reservation), rate=1.0)
+        drain(limiter=StubLimiter(reservation), rate=0.5)
 
         second = ses.mailbox()[1].received_at
         settled = OutgoingMessage.objects.values_list("finished_at", flat=True)

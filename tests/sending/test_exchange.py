@@ -159,7 +159,7 @@ def post_many(
 
 
 def test_half_an_answer_holds_up_no_other(server: Server, connect: Any) -> None:
-    exchanges = {"half": connect(read_seconds=1.0), "whole": connect()}
+    exchanges = {"half": connect(read_seconds=2.0), "whole": connect()}
     server.pieces = [GOOD[:30]]
     asked: list[str] = []
 
@@ -200,7 +200,7 @@ def test_what_is_not_read_holds_up_no_other(server: Server, connect: Any) -> Non
         port = silent.getsockname()[1]
         pool = HTTPConnectionPool("127.0.0.1", port)
         url = f"http://127.0.0.1:{port}/v2"
-        bad = Exchange(pool, url, read_seconds=1.0, upload_seconds=5.0)
+        bad = Exchange(pool, url, read_seconds=3.0, upload_seconds=9.0)
         body = b"x" * 9_000_000  # more than buffers on the way hold
 
         ended = post_many({"bad": bad, "good": good}.__getitem__, *["bad", "good"] * 3, body=body)
