@@ -31,7 +31,6 @@ Steps: TypeAlias = Generator[Wait, None, Answer]
 # How often calls are looked through for those whose answer is overdue.
 _TICK_SECONDS: Final = 0.1
 
-
 # Of a thread that makes calls: whose.
 _here = threading.local()
 

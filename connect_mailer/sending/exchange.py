@@ -8,7 +8,6 @@ anew with each record of 16 KB.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from io import BytesIO
 from ssl import SSLWantReadError, SSLWantWriteError
@@ -118,17 +117,17 @@ class Exchange:
                             raise SSLWantWriteError  # gevent's way to say it
                         left = left[sent:]
                     except _NOT_NOW as reason:
-                        is_for_more = not isinstance(reason, SSLWantReadError)
-                        wait = wait_for_write if is_for_more else wait_for_read
-                        self._wait(partial(wait, sock), ends_at - monotonic())
+                        to_read = isinstance(reason, SSLWantReadError)
+                        wait = wait_for_read if to_read else wait_for_write
+                        self._wait(wait, sock, ends_at - monotonic())
         except OSError as error:
             raise Unavailable(f"Not all of the request was written: {error}") from error
 
-    def _wait(self, wait: Callable[[float], bool], seconds: float) -> None:
+    def _wait(self, wait: Callable[[Any, float], bool], sock: Any, seconds: float) -> None:
         if seconds <= 0:
             raise TimeoutError(f"it takes more than {self._upload_seconds:g} s")
         with blocking():
-            is_ready = wait(min(seconds, self._read_seconds))
+            is_ready = wait(sock, min(seconds, self._read_seconds))
         if not is_ready and seconds > self._read_seconds:
             raise TimeoutError("timed out")
 

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 from connect_mailer.sending.calls import Calls, Steps, blocking, run
+from tests.sending import calling
+from tests.sending.calling import wait_for
 
 who = ContextVar("who", default="nobody")
 
@@ -95,24 +97,9 @@ def alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.005)
-    pytest.fail("It never came true.")
-
-
 def take(calls: Calls[Any], number: int) -> dict[Any, Any]:
     """So many that have ended, in the order in which they did."""
-    ended: dict[Any, Any] = {}
-
-    def look() -> bool:
-        ended.update(calls.take())
-        return len(ended) >= number
-
-    wait_for(look)
-    return ended
+    return dict(calling.take(calls, number))
 
 
 def take_all(calls: Calls[Any]) -> None:
@@ -176,7 +163,7 @@ class TestWaiting:
         pairs = Pairs()
         calls = make(pairs.call)
         calls.start(1)
-        wait_for(lambda: pairs.ends)
+        wait_for(lambda: bool(pairs.ends))
         pairs.ends[1].shutdown(socket.SHUT_WR)
 
         assert take(calls, 1) == {1: b""}
@@ -196,7 +183,7 @@ class TestWaiting:
 
         calls = make(call)
         calls.start("it")
-        wait_for(lambda: ends)
+        wait_for(lambda: bool(ends))
         for piece in (b"a", b"b", b"c"):
             time.sleep(0.02)
             ends[0].send(piece)
@@ -232,7 +219,7 @@ class TestWaiting:
         pairs = Pairs(seconds=0.5)
         calls = make(pairs.call)
         calls.start(1)
-        wait_for(lambda: pairs.ends)
+        wait_for(lambda: bool(pairs.ends))
         time.sleep(0.05)
         stop_me = f"kill -STOP {os.getpid()}; sleep 0.8; echo x; kill -CONT {os.getpid()}"
         subprocess.run(["sh", "-c", stop_me], check=True, stdout=pairs.ends[1])
@@ -340,7 +327,7 @@ class TestHowMany:
         calls = make(call)
         for _ in range(5):
             calls.start(item=True)
-        wait_for(lambda: len(list(calls.take())) or len(threads) == 5)
+        wait_for(lambda: bool(list(calls.take())) or len(threads) == 5)
         time.sleep(0.05)
         threads.clear()
         for _ in range(20):
@@ -397,7 +384,7 @@ class TestInterrupts:
         assert calls.in_flight == 0
 
         calls.start(2)
-        wait_for(lambda: pairs.ends)
+        wait_for(lambda: bool(pairs.ends))
         pairs.ends[2].send(b"x")
         assert take(calls, 1) == {2: b"x"}
 
@@ -405,7 +392,7 @@ class TestInterrupts:
         pairs = Pairs()
         calls = make(pairs.call)
         calls.start(1)
-        wait_for(lambda: pairs.ends)
+        wait_for(lambda: bool(pairs.ends))
         pairs.ends[1].send(b"x")
         take(calls, 1)
         is_over = threading.Event()
@@ -447,11 +434,11 @@ class TestMemory:
         gc.disable()
         try:
             calls.start(Large())
-            wait_for(lambda: pairs.ends)
+            wait_for(lambda: bool(pairs.ends))
             time.sleep(0.15)  # so that it was looked through
             if how != "expired":
                 pairs.ends[1].send(b"x")
-            wait_for(lambda: len(list(calls.take())))
+            wait_for(lambda: bool(list(calls.take())))
             wait_for(lambda: [one() for one in known] == [None, None])
         finally:
             gc.enable()
@@ -484,7 +471,7 @@ class TestTrouble:
         assert pairs.ends == {}
 
         calls.start(2)
-        wait_for(lambda: pairs.ends)
+        wait_for(lambda: bool(pairs.ends))
         pairs.ends[2].send(b"x")
         assert take(calls, 1) == {2: b"x"}
 
@@ -518,7 +505,7 @@ class TestTrouble:
         pairs = Pairs(seconds=0.3)
         calls = make(pairs.call)
         calls.start(1)
-        wait_for(lambda: pairs.ends)
+        wait_for(lambda: bool(pairs.ends))
         time.sleep(0.05)
         pairs.socks[1].close()
         calls.start(2)  # its socket has the number of that one

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import HTTPConnectionPool, connection_from_url
 
 from connect_mailer.exceptions import InDoubt, Unavailable
-from connect_mailer.sending.calls import Calls, run
+from connect_mailer.sending.calls import run
 from connect_mailer.sending.exchange import Answer, Exchange
+from tests.sending.calling import call_all
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"MessageId": "x"}'
 BAD = b"HTTP/1.1 429 Too Many\r\nX-Amzn-ErrorType: Throttled\r\nContent-Length: 2\r\n\r\n{}"
@@ -138,24 +139,12 @@ def test_half_an_answer(server: Server, connect: Any, end: int, is_ended: bool) 
     assert server.opened == 2
 
 
-def post_many(
+def post_all(
     make: Callable[[str], Exchange], *items: str, body: bytes = b"{}"
 ) -> list[tuple[str, Any]]:
     """All at once; in the order in which they ended."""
     headers = {"Content-Length": str(len(body))}
-    calls: Calls[str] = Calls(
-        lambda item: make(item).post(headers, bytearray(body), lambda: None), 50
-    )
-    ended: list[tuple[str, Any]] = []
-    try:
-        for item in items:
-            calls.start(item)
-        while len(ended) < len(items):
-            ended += calls.take()
-            time.sleep(0.01)
-    finally:
-        calls.close()
-    return ended
+    return call_all(lambda item: make(item).post(headers, bytearray(body), lambda: None), items)
 
 
 def test_half_an_answer_holds_up_no_other(server: Server, connect: Any) -> None:
@@ -172,38 +161,30 @@ def test_half_an_answer_holds_up_no_other(server: Server, connect: Any) -> None:
         asked.append(item)
         return exchanges[item]  # type: ignore[no-any-return]
 
-    ended = post_many(make, *["half"] * 5, *["whole"] * 5)
+    ended = post_all(make, *["half"] * 5, *["whole"] * 5)
 
     assert [item for item, _ in ended] == ["whole"] * 5 + ["half"] * 5
     assert all(isinstance(answer, InDoubt) for _, answer in ended[5:])
 
 
-def test_a_connection_that_does_not_open_holds_up_no_other(server: Server, connect: Any) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "size"),
+    # More than buffers on the way hold.
+    [("https", 2), ("http", 9_000_000)],
+    ids=["a connection that does not open", "a request that is not read"],
+)
+def test_what_stands_still_holds_up_no_other(
+    server: Server, connect: Any, scheme: str, size: int
+) -> None:
     server.pieces = [GOOD]
     good = connect()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        pool = HTTPSConnectionPool("127.0.0.1", port, timeout=1.0)
-        url = f"https://127.0.0.1:{port}/v2"
-        bad = Exchange(pool, url, read_seconds=5.0, upload_seconds=5.0)
-
-        ended = post_many({"bad": bad, "good": good}.__getitem__, *["bad", "good"] * 3)
-
-    assert [item for item, _ in ended] == ["good"] * 3 + ["bad"] * 3
-    assert all(isinstance(answer, Unavailable) for _, answer in ended[3:])
-
-
-def test_what_is_not_read_holds_up_no_other(server: Server, connect: Any) -> None:
-    server.pieces = [GOOD]
-    good = connect()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        pool = HTTPConnectionPool("127.0.0.1", port)
-        url = f"http://127.0.0.1:{port}/v2"
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v2"
+        pool = connection_from_url(url, timeout=1.0)
         bad = Exchange(pool, url, read_seconds=3.0, upload_seconds=9.0)
-        body = b"x" * 9_000_000  # more than buffers on the way hold
+        exchanges = {"bad": bad, "good": good}
 
-        ended = post_many({"bad": bad, "good": good}.__getitem__, *["bad", "good"] * 3, body=body)
+        ended = post_all(exchanges.__getitem__, *["bad", "good"] * 3, body=b"x" * size)
 
     assert [item for item, _ in ended] == ["good"] * 3 + ["bad"] * 3
     assert all(isinstance(answer, Unavailable) for _, answer in ended[3:])

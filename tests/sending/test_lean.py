@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 
 from connect_mailer.exceptions import InDoubt, Unavailable
 from connect_mailer.sending import lean
-from connect_mailer.sending.calls import Calls
+from connect_mailer.sending.calls import Steps
 from connect_mailer.sending.ses import Envelope, SESClient, at_once
+from tests.sending.calling import call_all
 
 ID = "0100018c2f6b7a3e-6f9619ff-8b86-4011-b42d-00cf4fc964ff-000000"
 ENVELOPE = Envelope(
@@ -542,7 +543,9 @@ def test_credentials_that_take_long_hold_up_no_other(recorder: Any) -> None:
     made = make(recorder.url)
     made.send(ENVELOPE)
     sender: Any = made._send_email
-    kept, asked, is_refreshed = sender._credentials, [], threading.Event()
+    kept, is_refreshed = sender._credentials, threading.Event()
+    asked: list[int] = []
+    answered: list[int] = []
 
     class Credentials:
         def get_frozen_credentials(self) -> Any:
@@ -551,17 +554,15 @@ def test_credentials_that_take_long_hold_up_no_other(recorder: Any) -> None:
                 is_refreshed.wait(5)
             return kept.get_frozen_credentials()
 
-    sender._credentials = Credentials()
-    calls: Calls[int] = Calls(lambda _: made.steps(ENVELOPE, at_once), 10)
-    ended: list[Any] = []
-    for number in range(3):
-        calls.start(number)
-    while len(ended) < 3:
-        ended += calls.take()
-        if len(ended) == 2:
+    def call(number: int) -> Steps[str]:
+        answer = yield from made.steps(ENVELOPE, at_once)
+        answered.append(number)
+        if len(answered) == 2:
             is_refreshed.set()
-        time.sleep(0.005)
-    calls.close()
+        return answer
+
+    sender._credentials = Credentials()
+    ended = call_all(call, range(3))
     made.close()
 
     assert [answer for _, answer in ended] == [ID] * 3
@@ -588,15 +589,8 @@ class TestTLS:
         monkeypatch.setattr(Recorder, "pause", 0.02)
         made = make(url, is_lean=is_lean, concurrency=10)
         made._choose(made._get_client())
-        calls: Calls[int] = Calls(lambda _: made.steps(ENVELOPE, at_once), 10)
 
-        for number in range(40):
-            calls.start(number)
-        ended: list[Any] = []
-        while len(ended) < 40:
-            ended += calls.take()
-            time.sleep(0.005)
-        calls.close()
+        ended = call_all(lambda _: made.steps(ENVELOPE, at_once), range(40), concurrency=10)
         made.close()
 
         assert {answer for _, answer in ended} == {ID}

@@ -238,7 +238,10 @@ def open_site(ses_url: str, *, kind: type[Site] = Site, **options: Any) -> Itera
 
 
 def wait_for(
-    is_so: Callable[[], bool], seconds: float = 150, tell: Callable[[], object] = str
+    is_so: Callable[[], bool],
+    seconds: float = 150,
+    tell: Callable[[], object] = str,
+    pause_seconds: float = 0.05,
 ) -> None:
     """Wait until ``is_so``; ``tell`` says what was wrong where it never is.
 
@@ -247,7 +250,7 @@ def wait_for(
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, f"It never came. {tell()}"
-        time.sleep(0.05)
+        time.sleep(pause_seconds)
 
 
 def count_arrivals(ses: LocalSES) -> Counter[str]:

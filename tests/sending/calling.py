@@ -1,0 +1,37 @@
+"""Calls made in tests, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from connect_mailer.sending.calls import Calls, Steps
+from tests.site import running
+
+wait_for = partial(running.wait_for, pause_seconds=0.005)
+
+
+def take(calls: Calls[Any], number: int) -> list[tuple[Any, Any]]:
+    """So many that have ended, in the order in which they did."""
+    ended: list[tuple[Any, Any]] = []
+
+    def are_there() -> bool:
+        ended.extend(calls.take())
+        return len(ended) >= number
+
+    wait_for(are_there)
+    return ended
+
+
+def call_all(
+    make: Callable[[Any], Steps[Any]], items: Iterable[Any], *, concurrency: int = 50
+) -> list[tuple[Any, Any]]:
+    """The items with what their calls returned or raised, in the order in which they ended."""
+    calls, items = Calls(make, concurrency), list(items)
+    try:
+        for item in items:
+            calls.start(item)
+        return take(calls, len(items))
+    finally:
+        calls.close()
