@@ -670,11 +670,11 @@ class Conf:
         :type: a domain; a key
         :default: none
         """
-        from connect_mailer.options import DKIMOptions
-
         domain, key = self.legacy("DKIM_DOMAIN"), self.legacy("DKIM_PRIVATE_KEY")
         if not domain or not key:
             return None
+        from connect_mailer.options import DKIMOptions
+
         return DKIMOptions(
             domain=_ascii("DKIM_DOMAIN", domain),
             selector=self.dkim_selector,

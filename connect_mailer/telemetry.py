@@ -97,12 +97,13 @@ def _import_tracing() -> Any:
     )
 
 
-@contextmanager
-def _span(name: str, kind: str, **options: Any) -> Iterator[None]:
+def _span(name: str, kind: str, **options: Any) -> AbstractContextManager[None]:
     tracing = _get_tracing()
-    if tracing is None:
-        yield
-        return
+    return nullcontext() if tracing is None else _trace(tracing, name, kind, **options)
+
+
+@contextmanager
+def _trace(tracing: Any, name: str, kind: str, **options: Any) -> Iterator[None]:
     with tracing.tracer.start_as_current_span(
         name,
         kind=tracing.trace.SpanKind[kind],

@@ -24,11 +24,11 @@ def unsubscribe_url(address: str, mailing_list: str = "") -> str:
         InvalidMessage: ``mailing_list`` is none, as when a message is queued.
         ConfigurationError: the site has a base URL, but did not include ``connect_mailer.urls``.
     """
-    from connect_mailer.optout.views import unsubscribe
-
     conf.check_list(mailing_list)
     if not conf.unsubscribe_base_url:
         return ""
+    from connect_mailer.optout.views import unsubscribe
+
     return make_url(unsubscribe, token=make_token(address, mailing_list))
 
 

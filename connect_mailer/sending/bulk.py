@@ -108,7 +108,8 @@ def insert_message(
         for name, value in values.items()
         if written[name] == "%s"
     ]
-    params += [[key for key, _, _ in recipients], mime]
+    keys = [key for key, _, _ in recipients]
+    params += [keys if len(keys) > 1 else keys[0], mime]
     for recipient in recipients:
         params += recipient
     with connection.cursor() as cursor:
@@ -152,15 +153,16 @@ def _write_insert(
         model._meta.db_table
         for model in (OutgoingMessage, OutgoingContent, OutgoingRecipient, Unsubscribe)
     )
-    recipient, others = "%s, %s, %s", ""
-    if number_of_recipients > 1:  # a join, which takes a tenth of the time of one
+    recipient, others, is_one_of_them = "%s, %s, %s", "", "= %s"
+    if number_of_recipients > 1:  # by a join and an array, which take longer
         recipients = ", ".join([f"({recipient})"] * number_of_recipients)
         recipient, others = "recipient.*", f", (VALUES {recipients}) AS recipient"
+        is_one_of_them = "= ANY(%s)"
     return f"""
         WITH message AS (
             INSERT INTO {messages} ({columns})
             SELECT {", ".join(of_message.values())} WHERE NOT EXISTS (
-                SELECT FROM {unsubscribes} WHERE address = ANY(%s)
+                SELECT FROM {unsubscribes} WHERE address {is_one_of_them}
             )
             RETURNING id, content_id
         ), content AS (
