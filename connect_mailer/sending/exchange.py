@@ -8,6 +8,7 @@ anew with each record of 16 KB.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from io import BytesIO
 from ssl import SSLWantReadError, SSLWantWriteError
@@ -17,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from urllib3.exceptions import HTTPError
+from urllib3.util.connection import is_connection_dropped
 from urllib3.util.wait import wait_for_read, wait_for_write
 
 from connect_mailer.exceptions import InDoubt, Unavailable
@@ -67,7 +69,13 @@ class Exchange:
         connection, is_kept = self._pool._get_conn(), False  # noqa: SLF001
         try:
             self._connect(connection, begin)
-            self._write(connection.sock, first, memoryview(body)[_PIECE_BYTES:])
+            try:
+                self._write(connection.sock, first, memoryview(body)[_PIECE_BYTES:])
+            except OSError as error:
+                if refusal := _find_refusal(connection.sock):
+                    return refusal
+                text = f"Not all of the request was written: {error}"
+                raise Unavailable(text) from error
             try:
                 answer = yield from self._read(connection.sock)
             except Exception as error:
@@ -83,6 +91,17 @@ class Exchange:
             self._pool._put_conn(connection)  # noqa: SLF001
 
     def _connect(self, connection: Any, begin: Begin) -> None:
+        was_open = connection.sock is not None
+        try:
+            self._open(connection)
+        finally:
+            begin()
+        # One that was closed in the meantime. Not one that is new: TLS may have told it something.
+        if was_open and is_connection_dropped(connection):
+            connection.close()
+            self._open(connection)
+
+    def _open(self, connection: Any) -> None:
         try:
             if not connection.sock:
                 with blocking():
@@ -90,8 +109,6 @@ class Exchange:
             connection.sock.setblocking(False)
         except (OSError, HTTPError, ValueError) as error:  # also urllib3's CertificateError
             raise Unavailable(f"{type(error).__name__}: {error}") from error
-        finally:
-            begin()
 
     def _read(self, sock: Any) -> Steps[Answer]:
         came, ends_at = b"", monotonic() + self._read_seconds
@@ -107,21 +124,18 @@ class Exchange:
             ends_at = monotonic() + self._read_seconds
 
     def _write(self, sock: Any, *parts: Any) -> None:
+        """Raises: OSError."""
         ends_at = monotonic() + self._upload_seconds
-        try:
-            for part in parts:
-                left = memoryview(part)
-                while left:
-                    try:
-                        if not (sent := sock.send(left)):
-                            raise SSLWantWriteError  # gevent's way to say it
-                        left = left[sent:]
-                    except _NOT_NOW as reason:
-                        to_read = isinstance(reason, SSLWantReadError)
-                        wait = wait_for_read if to_read else wait_for_write
-                        self._wait(wait, sock, ends_at - monotonic())
-        except OSError as error:
-            raise Unavailable(f"Not all of the request was written: {error}") from error
+        for part in parts:
+            left = memoryview(part)
+            while left:
+                try:
+                    if not (sent := sock.send(left)):
+                        raise SSLWantWriteError  # gevent's way to say it
+                    left = left[sent:]
+                except _NOT_NOW as reason:
+                    wait = wait_for_read if isinstance(reason, SSLWantReadError) else wait_for_write
+                    self._wait(wait, sock, ends_at - monotonic())
 
     def _wait(self, wait: Callable[[Any, float], bool], sock: Any, seconds: float) -> None:
         if seconds <= 0:
@@ -132,15 +146,32 @@ class Exchange:
             raise TimeoutError("timed out")
 
 
+def _find_refusal(sock: Any) -> Answer | None:
+    """What was answered before the whole request was written, if that says why."""
+    came = b""
+    with suppress(OSError):  # no more is there
+        while data := sock.recv(_PIECE_BYTES):
+            came += data
+    with suppress(HTTPException):
+        answer = _parse(came, is_over=False)
+        if answer and 400 <= answer.status < 500:
+            return answer
+    return None
+
+
 def _parse_good(came: bytes) -> Answer | None:
     """A good answer that came in one piece and leaves the connection open.
 
     It saves ``http.client``'s way of reading, which takes longer than the signature.
     """
     head, _, body = came.partition(b"\r\n\r\n")
-    lines = head.lower().split(b"\r\n")
-    is_whole = lines[0].startswith(b"http/1.1 200 ") and b"content-length: %d" % len(body) in lines
-    is_odd = any(line.startswith((b"transfer-encoding:", b"connection: close")) for line in lines)
+    status, *lines = head.lower().split(b"\r\n")
+    is_whole = status.startswith(b"http/1.1 200 ") and b"content-length: %d" % len(body) in lines
+    is_odd = any(
+        line.startswith((b"transfer-encoding:", b"connection:"))
+        and line != b"connection: keep-alive"
+        for line in lines
+    )
     return Answer(200, {}, body, is_kept=True) if is_whole and not is_odd else None
 
 
@@ -153,6 +184,8 @@ def _parse(came: bytes, *, is_over: bool) -> Answer | None:
     with HTTPResponse(sock, method="POST") as response:
         try:
             response.begin()
+            if response.status < 200:  # the answer is still to come
+                return _parse(came[file.tell() :], is_over=is_over)
             if not is_over and response.length is None and not response.chunked:
                 return None  # it ends with the connection
             body = response.read()

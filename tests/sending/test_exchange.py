@@ -14,7 +14,7 @@ from urllib3 import HTTPConnectionPool, connection_from_url
 
 from connect_mailer.exceptions import InDoubt, Unavailable
 from connect_mailer.sending.calls import run
-from connect_mailer.sending.exchange import Answer, Exchange
+from connect_mailer.sending.exchange import Answer, Begin, Exchange
 from tests.sending.calling import call_all
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"MessageId": "x"}'
@@ -30,9 +30,15 @@ ANSWERS: dict[str, tuple[list[bytes], bool, tuple[int, bytes], bool]] = {
     "bad": ([BAD], False, (429, b"{}"), True),
     "no body": ([EMPTY], False, (204, b""), True),
     "go on first": ([b"HTTP/1.1 100 Continue\r\n\r\n", BAD], False, (429, b"{}"), True),
+    "hints first": ([b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", GOOD], False,
+                    (200, b'{"MessageId": "x"}'), True),
     "in chunks": ([CHUNKED], False, (200, b"{}"), False),
     "to be closed": ([GOOD.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")], False,
                      (200, b'{"MessageId": "x"}'), False),
+    "to be closed, without a blank": ([GOOD.replace(b"OK\r\n", b"OK\r\nConnection:close\r\n")],
+                                      False, (200, b'{"MessageId": "x"}'), False),
+    "kept, it says": ([GOOD.replace(b"OK\r\n", b"OK\r\nConnection: keep-alive\r\n")], False,
+                      (200, b'{"MessageId": "x"}'), True),
     "until it is closed": ([LEFT_OPEN, b"</html>"], True, (503, b"<html></html>"), False),
     "too much": ([BAD + b"HTTP"], False, (429, b"{}"), False),
     "too much of nothing": ([EMPTY + b"\r\n"], False, (204, b""), False),
@@ -49,6 +55,7 @@ class Server(socketserver.ThreadingTCPServer):
     pieces: list[bytes] = []
     is_ended = False
     opened = 0
+    last: socket.socket
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -56,6 +63,7 @@ class Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self.server.opened += 1
+        self.server.last = self.connection
         self.connection.setsockopt(6, 1, 1)  # each piece by itself
         while self.read():
             for piece in self.server.pieces:
@@ -93,8 +101,8 @@ def connect(server: Server) -> Iterator[Callable[..., Exchange]]:
     pool.close()
 
 
-def post(exchange: Exchange) -> Answer:
-    return run(exchange.post({"Content-Length": "2"}, bytearray(b"{}"), lambda: None))
+def post(exchange: Exchange, body: bytes = b"{}", begin: Begin = lambda: None) -> Answer:
+    return run(exchange.post({"Content-Length": str(len(body))}, bytearray(body), begin))
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -137,6 +145,57 @@ def test_half_an_answer(server: Server, connect: Any, end: int, is_ended: bool) 
     server.pieces, server.is_ended = [GOOD], False
     assert post(exchange).status == 200
     assert server.opened == 2
+
+
+def test_a_connection_that_is_closed_while_the_call_waits_for_its_turn(
+    server: Server, connect: Any
+) -> None:
+    """Nothing was written on it, so there is no doubt."""
+    server.pieces = [GOOD]
+    exchange = connect()
+    post(exchange)
+
+    def begin() -> None:
+        server.last.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.02)
+
+    assert post(exchange, begin=begin).status == 200
+    assert server.opened == 2
+
+
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize(
+    "answer", [BAD, BAD.replace(b"429 Too Many", b"502 Bad Gateway"), BAD[:30]]
+)
+def test_an_answer_before_the_whole_request_was_written(answer: bytes, stays: bool) -> None:
+    """Why it was refused; but nobody who only asked others knows anything of it."""
+    is_over = threading.Event()
+
+    def refuse() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+            if stays:
+                is_over.wait(5)
+            else:
+                connection.shutdown(socket.SHUT_WR)
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v2"
+        with connection_from_url(url, maxsize=1) as pool:
+            exchange = Exchange(pool, url, read_seconds=0.3, upload_seconds=5.0)
+            if answer is BAD:
+                assert post(exchange, b"x" * 9_000_000).status == 429
+            else:
+                with pytest.raises(Unavailable):
+                    post(exchange, b"x" * 9_000_000)
+            assert pool._get_conn().sock is None, "it has half a request"
+        is_over.set()
+        thread.join()
 
 
 def post_all(
