@@ -296,6 +296,11 @@ class SESClient:
             raise answer from error
         except BotoCoreError as error:
             raise _translate_failure(error) from error
+        except Exception as error:
+            if not _went_through(error, "botocore.parsers", "parse"):
+                raise
+            # Something that botocore stumbles over, such as a gateway's page.
+            raise InDoubt(f"An answer that can't be read, {type(error).__name__}") from error
 
     def _get_client(self) -> Any:
         if self._client is None or self._pid != os.getpid():
@@ -415,7 +420,8 @@ def _translate_failure(error: Exception) -> DeliveryError:
         exceptions.EndpointConnectionError
         | exceptions.ConnectTimeoutError
         | exceptions.ProxyConnectionError,
-    ) or _was_connecting(error):
+    ) or _went_through(error, "urllib3.connection", "connect"):
+        # While TLS is negotiated, a reset or a timeout has no name of its own.
         return Unavailable(text)
     if isinstance(
         error, exceptions.HTTPClientError | exceptions.IncompleteReadError | exceptions.SSLError
@@ -426,15 +432,11 @@ def _translate_failure(error: Exception) -> DeliveryError:
     return AccountProblem(text)
 
 
-def _was_connecting(error: BaseException | None) -> bool:
-    """Whether TLS was still being negotiated: a reset or a timeout then has no name of its own.
-
-    Told by where the error came from, as neither botocore nor urllib3 says it.
-    """
+def _went_through(error: BaseException | None, module: str, function: str) -> bool:
+    """Whether an error, or what it came from, was raised in a function: no type may say it."""
     while error is not None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            module, name = frame.f_globals.get("__name__"), frame.f_code.co_name
-            if name == "connect" and module == "urllib3.connection":
+            if (frame.f_globals.get("__name__"), frame.f_code.co_name) == (module, function):
                 return True
         error = error.__cause__ or error.__context__
     return False

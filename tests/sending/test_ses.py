@@ -357,6 +357,17 @@ class TestAnswers:
         with server_that_answers(answer) as url, pytest.raises(InDoubt):
             connect(url).send(ENVELOPE)
 
+    @pytest.mark.parametrize(
+        "body", [b"<h1>D\xe9lai d\xe9pass\xe9</h1>", b'"timeout"', b"[]", b"<html></html>"]
+    )
+    def test_a_gateway_that_waited_in_vain(
+        self, connect: Callable[..., SESClient], body: bytes
+    ) -> None:
+        """Whatever its page looks like."""
+        answer = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        with server_that_answers(answer) as url, pytest.raises(InDoubt):
+            connect(url).send(ENVELOPE)
+
 
 class TestNetwork:
     def test_refused(self, connect: Callable[..., SESClient]) -> None:
