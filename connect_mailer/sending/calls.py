@@ -8,6 +8,7 @@ cost more than all else that a call needs.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import select
@@ -113,10 +114,10 @@ class Calls(Generic[Item]):
         self._due: deque[_Call[Item]] = deque()  # of these, to go on as soon as a thread is free
         # A future for each call would cost as much as its signature.
         self._answers: queue.SimpleQueue[tuple[Item, Any]] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[threading.Thread, threading.Lock] = {}  # and what wakes them
         self._at_work = 0  # threads that nothing keeps
         self._is_coming = False  # one more
-        self._idle: list[threading.Lock] = []  # what other threads wait for
+        self._idle: list[threading.Lock] = []  # of the threads that sleep
         self._is_closed = False
         self._watch: _Watch | None = None
 
@@ -165,8 +166,9 @@ class Calls(Generic[Item]):
         """End the threads, once they have done what they are at."""
         with self._lock:
             self._is_closed = True
-            while self._idle:
-                self._idle.pop().release()
+            for bell in self._threads.values():
+                with suppress(RuntimeError):  # it was rung already
+                    bell.release()
         try:
             for thread in self._threads:
                 thread.join()
@@ -197,7 +199,7 @@ class Calls(Generic[Item]):
         bell = threading.Lock()
         bell.acquire()
         with self._lock:
-            self._threads.append(threading.current_thread())
+            self._threads[threading.current_thread()] = bell
             self._at_work += 1
             self._is_coming = False
         while True:
@@ -263,7 +265,7 @@ class _Watch:
 
     def __init__(self, hand_over: Callable[[list[_Call[Any]]], None]) -> None:
         self._hand_over = hand_over
-        self._waiting: dict[int, tuple[_Call[Any], float]] = {}  # by file; until when
+        self._waiting: dict[int, list[Any]] = {}  # by file: the call, and until when
         with ExitStack() as failed:
             self._epoll = failed.enter_context(select.epoll())
             self._bell = os.eventfd(0)
@@ -275,9 +277,10 @@ class _Watch:
 
     def add(self, call: _Call[Any], sock: socket, seconds: float) -> None:
         """Raises: OSError or ValueError, and then it is not watched."""
-        file = sock.fileno()
+        file, ends_at = sock.fileno(), time.monotonic() + seconds
         closed = self._waiting.get(file)
-        self._waiting[file] = (call, time.monotonic() + seconds)
+        # Not overdue before it is watched, or another call might have its file by then.
+        self._waiting[file] = known = [call, math.inf]
         if closed:  # by somebody else, so that the number is another socket's by now
             closed[0].expire()
             self._hand_over([closed[0]])
@@ -286,6 +289,7 @@ class _Watch:
         except (OSError, ValueError):
             del self._waiting[file]
             raise
+        known[1] = ends_at
 
     def stop(self) -> None:
         os.eventfd_write(self._bell, 1)
@@ -309,8 +313,9 @@ class _Watch:
             del found  # until something comes again
 
     def _expire(self, now: float) -> list[_Call[Any]]:
-        waiting = list(self._waiting.items())
-        overdue = self._release([file for file, (_, ends_at) in waiting if ends_at <= now])
+        # By the keys alone: while pairs are made, a destructor may let another thread go first.
+        known = ((file, self._waiting.get(file)) for file in list(self._waiting))
+        overdue = self._release([file for file, one in known if one and one[1] <= now])
         for call in overdue:
             call.expire()
         return overdue

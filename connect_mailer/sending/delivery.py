@@ -205,6 +205,43 @@ def on_signals(act: Callable[[], None], *signals: int) -> Iterator[None]:
             signal.signal(number, before)
 
 
+@contextmanager
+def raising_afterwards(act: Callable[[], None]) -> Iterator[None]:
+    """Keep back what handlers of signals raise: Ctrl-C, a time limit of Celery's.
+
+    ``act`` is called instead, and it is raised when this is left: between any two steps of what is
+    within, it could lose what these hand over. What is raised once more is raised at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raised: list[BaseException] = []
+
+    def hear(handler: Callable[..., object], number: int, frame: Any) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            if raised:
+                raise
+            raised.append(error)
+            act()
+
+    handlers = {
+        number: handler
+        for number in signal.valid_signals()
+        if callable(handler := signal.getsignal(number))
+    }
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, partial(hear, handler))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if raised:
+            raise raised.pop()
+
+
 class Outages:
     """Logs when something goes out of reach and when it is back, not each try in between."""
 
@@ -380,13 +417,14 @@ class Drain:
             log_mail.at_work(),
             # Heroku stops every process of a dyno by SIGTERM, prefork children too.
             on_signals(self._stop.set, signal.SIGTERM),
+            raising_afterwards(self._stop.set),
         ):
             telemetry.prepare()
             try:
                 self._run_until_over()
             except BaseException:
-                # Ctrl-C, a time limit of Celery's, a mistake: what SES has taken is written
-                # down all the same, or it would be sent again.
+                # A mistake, say: what SES has taken is written down all the same, or it would be
+                # sent again.
                 self.end()
                 self._run_until_over()
                 raise

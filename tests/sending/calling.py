@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +12,22 @@ from connect_mailer.sending.calls import Calls, Steps
 from tests.site import running
 
 wait_for = partial(running.wait_for, pause_seconds=0.005)
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """A signal after so long, which raises what Ctrl-C does."""
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def take(calls: Calls[Any], number: int) -> list[tuple[Any, Any]]:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pytest
 
 from connect_mailer.sending.calls import Calls, Steps, blocking, run
 from tests.sending import calling
-from tests.sending.calling import wait_for
+from tests.sending.calling import alarm, wait_for
 
 who = ContextVar("who", default="nobody")
 
@@ -79,22 +79,6 @@ def make() -> Iterator[Callable[..., Calls[Any]]]:
 
 def count_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@contextmanager
-def alarm(seconds: float) -> Iterator[None]:
-    """A signal after so long, which raises what Ctrl-C does."""
-
-    def interrupt(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def take(calls: Calls[Any], number: int) -> dict[Any, Any]:
@@ -388,6 +372,32 @@ class TestInterrupts:
         pairs.ends[2].send(b"x")
         assert take(calls, 1) == {2: b"x"}
 
+    def test_while_a_thread_is_woken(self, make: Any) -> None:
+        """It sleeps on, and is not waited for in the end."""
+
+        class Idle(list[Any]):
+            def pop(self, *args: Any) -> Any:  # type: ignore[override]
+                bell = super().pop(*args)
+                signal.raise_signal(signal.SIGALRM)  # it is heard before `release`
+                return bell
+
+        pairs = Pairs()
+        calls = make(pairs.call)
+        calls.start(1)
+        wait_for(lambda: bool(pairs.ends))
+        wait_for(lambda: len(calls._idle) == 1)
+        calls._idle = Idle(calls._idle)
+        with alarm(60), pytest.raises(KeyboardInterrupt):
+            calls.start(2)
+        calls._idle = []
+
+        closing = threading.Thread(target=calls.close)
+        pairs.ends[1].send(b"x")
+        assert take(calls, 1) == {1: b"x"}
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+
     def test_while_it_closes(self, make: Any) -> None:
         pairs = Pairs()
         calls = make(pairs.call)
@@ -408,6 +418,51 @@ class TestInterrupts:
             calls.close()
         assert count_threads() == 1, "the one that is kept"
         is_over.set()
+
+
+def test_a_wait_that_is_over_before_it_is_watched(make: Any) -> None:
+    """The call goes on once: its file may be another call's by then."""
+
+    class Slow:
+        def __init__(self, epoll: Any) -> None:
+            self._epoll = epoll
+
+        def register(self, *args: Any) -> None:
+            time.sleep(0.3)  # meanwhile what is overdue is looked for
+            self._epoll.register(*args)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._epoll, name)
+
+    is_given_away = threading.Event()
+
+    def block() -> Steps[str]:
+        yield from ()
+        with blocking():
+            is_given_away.wait(5)
+            time.sleep(0.2)
+        return "blocked"  # and whoever made this call is free for what is due
+
+    def be_late() -> Steps[str]:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, suppress(TimeoutError):
+            ours.settimeout(0)
+            is_given_away.set()
+            yield ours, -0.001
+        return "late"
+
+    calls = make(lambda steps: steps())
+    calls.start(be_late)
+    take(calls, 1)
+    calls._watch._epoll = Slow(calls._watch._epoll)
+    is_given_away.clear()
+    calls.start(block)
+    calls.start(be_late)
+    answers = [answer for _, answer in calling.take(calls, 2)]
+    assert sorted(answers) == ["blocked", "late"]
+    time.sleep(0.2)
+    assert not list(calls.take()), "each is answered once"
+    assert calls.in_flight == 0
 
 
 class TestMemory:

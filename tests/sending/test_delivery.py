@@ -41,6 +41,7 @@ from connect_mailer.sending.transport import get_ses_client, get_transport
 from connect_mailer.testing.outbox import deliver_all
 from connect_mailer.testing.ses import Fault, LocalSES
 from tests import servers
+from tests.sending.calling import alarm
 
 pytestmark = pytest.mark.django_db
 
@@ -831,6 +832,96 @@ class TestPace:
         made.run()
         assert made.sent == rows
         return looks
+
+
+class Taking:
+    """A transport that takes everything, and notes from whom."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def steps(self, envelope: Envelope, begin: Any) -> Steps[str]:
+        yield from ()
+        begin()
+        self.taken += envelope.recipients
+        return "an id"
+
+
+class TestInterrupts:
+    """Ctrl-C, or a time limit of Celery's: it ends a drain, which writes down all that it knows."""
+
+    def run(self, seconds: float, rows: int) -> None:
+        """A drain that is interrupted after so long."""
+        OutgoingMessage.objects.all().delete()
+        queue(*(f"u{n}@example.org" for n in range(rows)))
+        transport = Taking()
+        made = Drain(transport=transport, limiter=None, rate=None, using="default", one_pass=False)
+        handlers = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), alarm(seconds):
+            made.run()
+        assert handlers == (signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM))
+        statuses = dict(OutgoingRecipient.objects.values_list("address", "message__status"))
+        sent = sorted(address for address, status in statuses.items() if status == Status.SENT)
+        assert sorted(transport.taken) == sent
+        assert set(statuses.values()) <= {Status.SENT, Status.QUEUED}
+        assert made.sent == len(sent)
+
+    def test_at_any_moment(self) -> None:
+        rng = random.Random(5)
+        for _ in range(30):
+            self.run(rng.uniform(0.001, 0.06), 60)
+
+    def test_while_an_answer_is_written_down(self, caplog: pytest.LogCaptureFixture) -> None:
+        answers: list[logging.LogRecord] = []
+
+        def hear(record: logging.LogRecord) -> bool:
+            if record.msg.startswith("Sent row"):
+                answers.append(record)
+                if len(answers) == 3:
+                    signal.raise_signal(signal.SIGALRM)
+            return True
+
+        delivery.logger.addFilter(hear)
+        try:
+            with caplog.at_level(logging.INFO, logger=delivery.logger.name):
+                self.run(60, 10)
+        finally:
+            delivery.logger.removeFilter(hear)
+
+    def test_while_a_thread_is_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        start = threading.Thread.start
+
+        def interrupt(thread: threading.Thread) -> None:
+            start(thread)
+            if thread.name == "connect_mailer":
+                signal.raise_signal(signal.SIGALRM)
+
+        monkeypatch.setattr(threading.Thread, "start", interrupt)
+        self.run(60, 3)
+
+    def test_the_second_one_is_raised_at_once(self) -> None:
+        acts: list[str] = []
+
+        def interrupt_twice() -> None:
+            with delivery.raising_afterwards(lambda: acts.append("act")):
+                signal.raise_signal(signal.SIGALRM)
+                acts.append("goes on")
+                signal.raise_signal(signal.SIGALRM)
+                acts.append("never")
+
+        with alarm(60), pytest.raises(KeyboardInterrupt):
+            interrupt_twice()
+        assert acts == ["act", "goes on"]
+
+    def test_a_handler_that_raises_nothing_ends_nothing(self) -> None:
+        acts: list[str] = []
+        before = signal.signal(signal.SIGALRM, lambda *args: acts.append("heard"))
+        try:
+            with delivery.raising_afterwards(lambda: acts.append("act")):
+                signal.raise_signal(signal.SIGALRM)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert acts == ["heard"]
 
 
 class TestLifeOfADrain:
