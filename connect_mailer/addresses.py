@@ -26,6 +26,9 @@ MAX_ADDRESS_OCTETS = 254
 # Source: RFC 5322, section 2.1.1.
 MAX_TEXT_LENGTH = 998
 
+# For error messages.
+EXAMPLE = "name@example.com"
+
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 # What needs no parser, as most addresses of most sites: an addr-spec, and one after a few words.
@@ -134,11 +137,11 @@ def _parse_mailbox(value: str) -> tuple[str, str, str]:
         ValueError,
         RecursionError,  # comments in comments
     ) as error:
-        raise InvalidAddress(f"{value!r} is not an address such as name@example.com") from error
+        raise InvalidAddress(f"{value!r} is not an address such as {EXAMPLE}") from error
     if rest:
         raise InvalidAddress(f"{value!r} is not one address: {rest!r} is left over")
     if local is None or domain is None:
-        raise InvalidAddress(f"{value!r} is not an address such as name@example.com")
+        raise InvalidAddress(f"{value!r} is not an address such as {EXAMPLE}")
     # Whatever a parser makes of a text: no database takes these.
     if _CONTROL.search(local + domain) or _HALF.search(local + domain):
         raise InvalidAddress(f"{value!r} is not an address: it has a character that none has")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from connect_mailer.conf import (
     conf,
 )
 from connect_mailer.exceptions import ConfigurationError, InvalidMessage
+from connect_mailer.links import make_url
 
 _TOPIC = r"arn:aws(-cn|-us-gov)?:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?"
 # Like SNS's, and anybody's.
@@ -49,7 +51,7 @@ def check_settings() -> list[CheckMessage]:
     messages: list[CheckMessage] = [
         Error(
             f'{SETTING}["{key}"] means nothing.',
-            hint=f"Known keys: {', '.join(sorted(KEYS))}.",
+            hint=_find_similar(key) or f"Known keys: {', '.join(sorted(KEYS))}.",
             id="connect_mailer.E002",
         )
         for key in unknown
@@ -63,6 +65,11 @@ def check_settings() -> list[CheckMessage]:
             except ConfigurationError as error:
                 wrong[str(error)] = None
     return messages + [Error(text, id="connect_mailer.E003") for text in wrong]
+
+
+def _find_similar(key: str) -> str:
+    found = get_close_matches(key.upper(), KEYS, 1)
+    return f"Did you mean {found[0]!r}?" if found else ""
 
 
 def check_transport() -> list[CheckMessage]:
@@ -261,7 +268,7 @@ def _find_public_paths() -> list[str]:
 
 
 def check_links() -> list[CheckMessage]:
-    """W003, W004: links to opt out that mail lacks, or that mail providers don't take."""
+    """E012, W003, W004: links to opt out that mail lacks, or that mail providers don't take."""
     url = _try(lambda: conf.unsubscribe_base_url)
     if url == "" and not _try(lambda: conf.unsubscribe_mailto or conf.ses.contact_list):
         return [
@@ -271,6 +278,13 @@ def check_links() -> list[CheckMessage]:
                 id="connect_mailer.W003",
             )
         ]
+    if url:
+        from connect_mailer.optout.views import unsubscribe
+
+        try:
+            make_url(unsubscribe, token="any")  # noqa: S106 (no secret)
+        except ConfigurationError as error:
+            return [Error(f"Mail can't be queued: {error}", id="connect_mailer.E012")]
     if url and url.startswith("http:") and not settings.DEBUG:
         return [
             Caution(
@@ -281,6 +295,24 @@ def check_links() -> list[CheckMessage]:
             )
         ]
     return []
+
+
+def check_senders() -> list[CheckMessage]:
+    """W013: mail from Django's own defaults, which SES sends for nobody."""
+    if _try(lambda: conf.transport) != SES_BACKEND:
+        return []
+    names = ["DEFAULT_FROM_EMAIL"]
+    if settings.ADMINS or settings.MANAGERS:
+        names.append("SERVER_EMAIL")
+    return [
+        Caution(
+            f"{name} is {getattr(settings, name)!r}; SES refuses mail from there.",
+            hint="Set it to an address of a domain that is verified in SES.",
+            id="connect_mailer.W013",
+        )
+        for name in names
+        if re.search(r"@localhost\b", str(getattr(settings, name)))
+    ]
 
 
 def check_signing() -> list[CheckMessage]:
@@ -372,6 +404,7 @@ COMPATIBILITY: Final = (
     check_sqlite,
     check_login,
     check_links,
+    check_senders,
     check_signing,
     check_error_mail,
 )

@@ -314,11 +314,13 @@ class Conf:
         :default: as boto3 finds it, else ``us-east-1``
         :legacy: ``CUCUMBER_SES_REGION_NAME``, ``AWS_SES_REGION_NAME``
         """
-        return (
-            self._text("SES_REGION")
-            or self.legacy("CUCUMBER_SES_REGION_NAME")
-            or self.legacy("AWS_SES_REGION_NAME")
-        )
+        name, region = "SES_REGION", self._text("SES_REGION")
+        for old in ("CUCUMBER_SES_REGION_NAME", "AWS_SES_REGION_NAME"):
+            if not region:
+                name, region = old, self.legacy(old)
+        if region and not re.fullmatch("[a-z][a-z0-9-]*", region):
+            raise _wrong(name, region, "the name of an AWS region, such as 'eu-west-1'")
+        return region
 
     @property
     def ses_endpoint_url(self) -> str | None:
@@ -332,6 +334,10 @@ class Conf:
         url = self._text("SES_ENDPOINT_URL")
         if url is None and (host := self.legacy("CUCUMBER_SES_REGION_ENDPOINT")):
             url = host if "://" in host else f"https://{host}"
+        if url and not re.match("https?://[^/]", url):
+            raise _wrong(
+                "SES_ENDPOINT_URL", url, "a URL, such as 'https://email.eu-west-1.amazonaws.com'"
+            )
         return url
 
     @property

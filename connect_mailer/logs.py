@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, Literal
 
+from connect_mailer.addresses import EXAMPLE
 from connect_mailer.conf import conf
 
 Field = Literal["id", "stream", "attempt", "ses_id", "error", "notification", "event", "source"]
@@ -23,4 +24,6 @@ def make_extra(fields: dict[Field, object], *, recipients: Iterable[str] = ()) -
 
 def mask(text: object) -> str:
     """A text of SES's or of a server's, with hashes where it names addresses."""
-    return _ADDRESS.sub(lambda found: conf.hash_address(found[0]), str(text))
+    return _ADDRESS.sub(
+        lambda found: found[0] if found[0] == EXAMPLE else conf.hash_address(found[0]), str(text)
+    )

@@ -402,6 +402,9 @@ class TestRefusals:
         [
             (make(headers={"Bcc": "secret@example.org"}), "Bcc"),
             (make(headers={"bcc": "secret@example.org"}), "bcc"),
+            (make(headers={"X-\xc4": "1"}), "'X-\xc4'"),
+            (make(headers={"X Y": "1"}), "'X Y'"),
+            (make(headers={"": "1"}), "''"),
             (make(headers={"Resent-Bcc": "secret@example.org"}), "Resent-Bcc"),
             (make(headers={"X-A": "1\r\nBcc: x@example.org"}), "written"),
             (make(headers={"List-Unsubscribe": "<a>\r\nBcc: x@example.org"}), "List-Unsubscribe"),

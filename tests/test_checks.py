@@ -44,6 +44,10 @@ def test_a_good_set_up_is_silent() -> None:
     [
         ("nothing", "E001", "'nothing'"),
         ({"RATES": 1}, "E002", 'CONNECT_MAILER["RATES"]'),
+        ({"SES_REGON": "eu-west-1"}, "E002", "Did you mean 'SES_REGION'?"),
+        ({"xyz": 1}, "E002", "Known keys: CONCURRENCY"),
+        ({"SES_REGION": "eu-west-1 "}, "E003", "'eu-west-1 '"),
+        ({"SES_ENDPOINT_URL": "localhost:8005"}, "E003", "'localhost:8005'"),
         ({"RATE": "fast"}, "E003", "'fast'"),
         ({"IN_DOUBT": "maybe"}, "E003", "'maybe'"),
         ({"LEASE_SECONDS": 2}, "E003", "at least 5"),
@@ -110,8 +114,31 @@ def test_verification_can_not_be_switched_off(settings: Any) -> None:
     assert set(run()) == {"E007"}
 
 
+@pytest.mark.urls("django.contrib.auth.urls")
+def test_links_without_the_page_that_they_lead_to(settings: Any) -> None:
+    assert "include('connect_mailer.urls')" in run()["E012"]
+
+    settings.CONNECT_MAILER = {"UNSUBSCRIBE_BASE_URL": ""}
+    assert "E012" not in run()
+
+
+def test_senders_that_ses_refuses(settings: Any) -> None:
+    settings.DEFAULT_FROM_EMAIL = "The shop <webmaster@localhost>"
+    settings.SERVER_EMAIL = "root@localhost"
+    assert "DEFAULT_FROM_EMAIL is 'The shop <webmaster@localhost>'" in run()["W013"]
+    assert "SERVER_EMAIL" not in run()["W013"], "it writes to nobody"
+
+    settings.MANAGERS = ["manager@example.com"]
+    assert "SERVER_EMAIL is 'root@localhost'" in run()["W013"]
+
+    smtp = "django.core.mail.backends.smtp.EmailBackend"
+    settings.CONNECT_MAILER = {**settings.CONNECT_MAILER, "TRANSPORT": smtp}
+    assert "W013" not in run()
+
+
 def test_mail_about_errors_that_is_queued(settings: Any) -> None:
     settings.ADMINS = ["admin@example.com"]
+    settings.SERVER_EMAIL = "errors@example.com"
     if hasattr(settings, "MAILERS"):
         settings.MAILERS = {"default": {"BACKEND": QUEUE}, "errors": {"BACKEND": SES}}
         way_out = {"using": "errors"}

@@ -111,7 +111,8 @@ class TestSettings:
     ) -> None:
         forget_settings(settings, monkeypatch)
         default = getattr(conf.conf, ENTRIES[name].attribute)
-        value = {"ORIGIN": "https://www.example.com"}.get(legacy, "7")
+        value = "eu-west-7" if name == "SES_REGION" else "7"
+        value = {"ORIGIN": "https://www.example.com"}.get(legacy, value)
         monkeypatch.setenv(legacy, value)
         found = getattr(conf.conf, ENTRIES[name].attribute)
         assert found != default

@@ -308,6 +308,8 @@ def parse_pip(words: list[str]) -> None:
         return  # of an app that is left
     assert words[0] == "install"
     for word in words[1:]:
+        if f'"{word}"' in project:
+            continue  # as what depends on it here has it
         name, _, extra = word.partition("[")
         assert f'name = "{name}"' in project, word
         assert not extra or f"\n{extra.rstrip(']')} = [" in project, word

@@ -395,3 +395,8 @@ def test_what_is_given_up_is_in_the_log(
 def test_addresses_in_the_words_of_others_are_hashed(text: str) -> None:
     assert "@" not in mask(text)
     assert conf.hash_address("jo@example.org") in mask(text)
+
+
+def test_the_example_of_an_error_is_told() -> None:
+    text = "'jo' is not an address such as name@example.com"
+    assert mask(text) == text

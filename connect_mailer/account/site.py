@@ -209,11 +209,13 @@ def _examine_workers() -> Iterator[Finding]:
         queues: dict[str, Any] = inspect.active_queues() or {}
         tasks: dict[str, Any] = inspect.registered() or {} if queues else {}
     except Exception as failure:  # noqa: BLE001 (whatever a broker's library raises)
-        yield error(
-            "broker",
-            f"The Celery broker can't be asked: {failure!r}",
-            "Check the broker's URL. Mail waits meanwhile, none is lost.",
+        mend = (
+            'Install what Celery needs for it: pip install "celery[redis]" for Redis.'
+            if isinstance(failure, ImportError)
+            else "Check the broker's URL. Mail waits meanwhile, none is lost."
         )
+        text = f"The Celery broker can't be asked, {_name_broker()}: {failure!r}"
+        yield error("broker", text, mend)
         return
     listening = [
         name for name, taken in queues.items() if queue in {one.get("name") for one in taken}
@@ -234,6 +236,20 @@ def _examine_workers() -> Iterator[Finding]:
         )
     else:
         yield ok("worker", f"{len(listening)} of {len(queues)} workers take the queue {queue!r}.")
+
+
+def _name_broker() -> str:
+    """Its URL, without a password."""
+    from celery import current_app
+    from kombu.utils.url import maybe_sanitize_url
+
+    url = current_app.conf.broker_write_url or current_app.conf.broker_url
+    if url:
+        return str(maybe_sanitize_url(url))
+    return (
+        "Celery's default at localhost (no broker is set, or the site's package doesn't load its "
+        "Celery app)"
+    )
 
 
 def get_webhook_url() -> str:

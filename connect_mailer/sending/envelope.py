@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import email.utils
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -39,6 +40,9 @@ _KINDS = OutgoingRecipient.Kind.values
 
 # RFC 5322 section 2.1.1: octets of a line, without its end.
 _MAX_LINE = 998
+
+# RFC 5322 section 2.2.
+_HEADER_NAME = re.compile("[!-9;-~]+")
 
 # Written by this module itself, unfolded: Python's e-mail policies encode a long URL as an
 # RFC 2047 word, and mail clients then ignore the header (RFC 2369 section 2 wants it plain).
@@ -189,6 +193,11 @@ def read(message: EmailMessage, options: Options) -> Draft:
         InvalidMessage, InvalidAddress: it can't be sent as it is; the text says what to change.
     """
     for name in message.extra_headers:
+        if not _HEADER_NAME.fullmatch(name):
+            raise InvalidMessage(
+                f"The header {name!r} can't be written; its name must be of printable ASCII "
+                "characters, without blanks and colons."
+            )
         if name.lower() in ("bcc", "resent-bcc"):
             raise InvalidMessage(
                 f"The header {name!r} would show the blind copies to every reader; use the "

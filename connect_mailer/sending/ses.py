@@ -344,6 +344,7 @@ def _make_client(
     """A client of boto3, and the credentials of its session."""
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import InvalidRegionError
 
     # A session of its own: boto3's default session is not safe for threads.
     session = boto3.session.Session(
@@ -366,6 +367,8 @@ def _make_client(
                 tcp_keepalive=True,
             ),
         )
+    except InvalidRegionError as error:
+        raise AccountProblem(f"The region of SES can't be used: {error}") from error
     except ValueError as error:
         raise AccountProblem(
             f'CONNECT_MAILER["SES_ENDPOINT_URL"] can\'t be used: {error}'

@@ -358,6 +358,32 @@ def test_what_is_broken_is_named(name: str, doctor: Doctor, ses: LocalSES, setti
     assert level == Level.NOTE or found[0]["advice"]
 
 
+@pytest.mark.parametrize(
+    ("url", "error", "words", "advice"),
+    [
+        ("redis://:secret@example.com:6379/0", OSError("gone"), "redis://:**@example.com", "URL"),
+        ("redis://example.com", ModuleNotFoundError("packaging"), "packaging", "celery[redis]"),
+        (None, OSError("refused"), "no broker is set", "URL"),
+    ],
+)
+def test_a_broker_that_can_not_be_asked(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, error: Exception, words: str, advice: str
+) -> None:
+    def fail(timeout: float) -> None:
+        raise error
+
+    monkeypatch.setattr(current_app.control, "inspect", fail)
+    monkeypatch.setattr(current_app.conf, "broker_url", url)
+    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+
+    (found,) = Doctor().find()
+
+    assert (found["part"], found["level"]) == ("broker", "error")
+    assert words in found["text"]
+    assert advice in found["advice"]
+    assert "secret" not in found["text"]
+
+
 def test_redis_that_evicts(doctor: Doctor, valkey: redis.Redis) -> None:
     valkey.config_set("maxmemory", "100mb")
     valkey.config_set("maxmemory-policy", "allkeys-lru")

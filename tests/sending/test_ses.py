@@ -463,6 +463,14 @@ class TestSettings:
 
         assert connect(None, region=None)._get_client().meta.region_name == "eu-west-1"
 
+    def test_a_region_that_is_none(
+        self, connect: Callable[..., SESClient], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1 ")
+
+        with pytest.raises(AccountProblem, match=r"The region of SES .* 'eu-west-1 '"):
+            connect(None, region=None).send(ENVELOPE)
+
     def test_no_profile(
         self, connect: Callable[..., SESClient], monkeypatch: pytest.MonkeyPatch
     ) -> None:
