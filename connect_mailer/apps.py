@@ -33,8 +33,7 @@ class ConnectMailerConfig(AppConfig):
         register(_check_security, Tags.security)
         worker_init.connect(_load_tasks, dispatch_uid="connect_mailer.tasks")
         if apps.is_installed("django_bouncy"):
-            from django_bouncy import signals
-
+            from connect_mailer.bouncy import signals
             from connect_mailer.signals import DISPATCH_UID
 
             signals.feedback.connect(_receive_feedback, dispatch_uid=DISPATCH_UID)

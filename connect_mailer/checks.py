@@ -278,7 +278,7 @@ def check_links() -> list[CheckMessage]:
                 id="connect_mailer.W003",
             )
         ]
-    if url:
+    if url and hasattr(settings, "ROOT_URLCONF"):
         from connect_mailer.optout.views import unsubscribe
 
         try:

@@ -77,11 +77,13 @@ class _StandIn(Loader):
 
 
 _STAND_INS: Final = {
+    # Never the published ones, which are none that this app would send.
     "django_bouncy.signals": _StandIn(
         links={
             name: f"connect_mailer.bouncy.signals.{name}"
             for name in ("notification", "subscription", "feedback")
         },
+        published_first=False,
         is_deprecated=False,
     ),
     # As published, and then mended: most processes never ask for migrations.

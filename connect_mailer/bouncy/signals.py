@@ -1,6 +1,6 @@
 """The signals of django-bouncy, in the place of those that no longer import.
 
-Import them as ``django_bouncy.signals``: a published release that works comes first there.
+Import them as ``django_bouncy.signals``.
 """
 
 from __future__ import annotations
