@@ -318,7 +318,7 @@ class Conf:
         for old in ("CUCUMBER_SES_REGION_NAME", "AWS_SES_REGION_NAME"):
             if not region:
                 name, region = old, self.legacy(old)
-        if region and not re.fullmatch("[a-z][a-z0-9-]*", region):
+        if region and not re.fullmatch("[a-z][a-z0-9-]*", str(region)):
             raise _wrong(name, region, "the name of an AWS region, such as 'eu-west-1'")
         return region
 

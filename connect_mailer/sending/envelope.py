@@ -193,7 +193,7 @@ def read(message: EmailMessage, options: Options) -> Draft:
         InvalidMessage, InvalidAddress: it can't be sent as it is; the text says what to change.
     """
     for name in message.extra_headers:
-        if not _HEADER_NAME.fullmatch(name):
+        if not _HEADER_NAME.fullmatch(str(name)):
             raise InvalidMessage(
                 f"The header {name!r} can't be written; its name must be of printable ASCII "
                 "characters, without blanks and colons."
