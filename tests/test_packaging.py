@@ -30,6 +30,7 @@ if django.VERSION >= (6, 1):
 settings.configure(
     SECRET_KEY="a key for tests only",
     ROOT_URLCONF="urls",
+    DEFAULT_FROM_EMAIL="site@example.com",
     INSTALLED_APPS=[
         "django.contrib.admin",
         "django.contrib.auth",

@@ -890,14 +890,18 @@ class TestInterrupts:
 
     def test_while_a_thread_is_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
         start = threading.Thread.start
+        started = []
 
         def interrupt(thread: threading.Thread) -> None:
             start(thread)
             if thread.name == "connect_mailer":
-                signal.raise_signal(signal.SIGALRM)
+                started.append(thread)
+                if len(started) == 1:
+                    signal.raise_signal(signal.SIGALRM)
 
         monkeypatch.setattr(threading.Thread, "start", interrupt)
         self.run(60, 3)
+        assert started
 
     def test_the_second_one_is_raised_at_once(self) -> None:
         acts: list[str] = []
