@@ -12,8 +12,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -175,7 +175,22 @@ class DrainLease:
 
 
 @contextmanager
-def on_signals(act: Callable[[], None], *signals: int) -> Iterator[None]:
+def _handling(handlers: Mapping[int, Callable[..., object]]) -> Iterator[None]:
+    """Handle signals by these. Only a main thread hears any: in others it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in handlers}
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def on_signals(act: Callable[[], None], *signals: int) -> AbstractContextManager[None]:
     """Call ``act`` at SIGTERM or SIGINT (or ``signals``) instead of ending in mid-call.
 
     What listened before comes next, where it is a handler of Python's, but for two cases:
@@ -183,26 +198,15 @@ def on_signals(act: Callable[[], None], *signals: int) -> Iterator[None]:
     when it ends. Only a main thread hears signals; a pool of threads has
     ``worker_shutting_down``.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = signals or (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.getsignal(number) for number in signals}
 
-    def hear(number: int, frame: Any) -> None:
+    def hear(before: Any, number: int, frame: Any) -> None:
         act()
-        before = previous[number]
         is_passed_on = before is not signal.default_int_handler and not current_process().daemon
         if callable(before) and is_passed_on:
             before(number, frame)
 
-    for number in signals:
-        signal.signal(number, hear)
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+    signals = signals or (signal.SIGTERM, signal.SIGINT)
+    return _handling({number: partial(hear, signal.getsignal(number)) for number in signals})
 
 
 @contextmanager
@@ -212,32 +216,24 @@ def raising_afterwards(act: Callable[[], None]) -> Iterator[None]:
     ``act`` is called instead, and it is raised when this is left: between any two steps of what is
     within, it could lose what these hand over. What is raised once more is raised at once.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     raised: list[BaseException] = []
 
-    def hear(handler: Callable[..., object], number: int, frame: Any) -> None:
+    def hear(before: Callable[..., object], number: int, frame: Any) -> None:
         try:
-            handler(number, frame)
+            before(number, frame)
         except BaseException as error:
             if raised:
                 raise
             raised.append(error)
             act()
 
-    handlers = {
-        number: handler
-        for number in signal.valid_signals()
-        if callable(handler := signal.getsignal(number))
-    }
+    known = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
-        for number, handler in handlers.items():
-            signal.signal(number, partial(hear, handler))
-        yield
+        with _handling(
+            {number: partial(hear, before) for number, before in known.items() if callable(before)}
+        ):
+            yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         if raised:
             raise raised.pop()
 

@@ -9,9 +9,23 @@ from functools import partial
 from typing import Any
 
 from connect_mailer.sending.calls import Calls, Steps
+from connect_mailer.sending.ses import Envelope
 from tests.site import running
 
 wait_for = partial(running.wait_for, pause_seconds=0.005)
+
+
+class Sink:
+    """A transport that takes everything, and notes from whom."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def steps(self, envelope: Envelope, begin: Any) -> Steps[str]:
+        yield from ()
+        begin()
+        self.taken += envelope.recipients
+        return "an id"
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from connect_mailer.sending.transport import get_ses_client, get_transport
 from connect_mailer.testing.outbox import deliver_all
 from connect_mailer.testing.ses import Fault, LocalSES
 from tests import servers
-from tests.sending.calling import alarm
+from tests.sending.calling import Sink, alarm
 
 pytestmark = pytest.mark.django_db
 
@@ -834,19 +834,6 @@ class TestPace:
         return looks
 
 
-class Taking:
-    """A transport that takes everything, and notes from whom."""
-
-    def __init__(self) -> None:
-        self.taken: list[str] = []
-
-    def steps(self, envelope: Envelope, begin: Any) -> Steps[str]:
-        yield from ()
-        begin()
-        self.taken += envelope.recipients
-        return "an id"
-
-
 class TestInterrupts:
     """Ctrl-C, or a time limit of Celery's: it ends a drain, which writes down all that it knows."""
 
@@ -854,7 +841,7 @@ class TestInterrupts:
         """A drain that is interrupted after so long."""
         OutgoingMessage.objects.all().delete()
         queue(*(f"u{n}@example.org" for n in range(rows)))
-        transport = Taking()
+        transport = Sink()
         made = Drain(transport=transport, limiter=None, rate=None, using="default", one_pass=False)
         handlers = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt), alarm(seconds):

@@ -12,26 +12,13 @@ from connect_mailer import tasks
 from connect_mailer.backend import ConnectMailerBackend, TransactionalBackend
 from connect_mailer.models import OutgoingMessage
 from connect_mailer.sending import leases, pauses
-from connect_mailer.sending.calls import Steps
 from connect_mailer.sending.delivery import Drain, DrainLease, drain_outbox
 from connect_mailer.sending.limiter import Reservation
+from tests.sending.calling import Sink
 
 pytestmark = pytest.mark.django_db
 
 USING = "default"
-
-
-class Sink:
-    """A transport that takes everything."""
-
-    def __init__(self) -> None:
-        self.subjects: list[str] = []
-
-    def steps(self, envelope: Any, begin: Any) -> Steps[str]:
-        yield from ()
-        begin()
-        self.subjects.append(envelope.recipients[0])
-        return "an-id"
 
 
 @pytest.fixture
@@ -61,11 +48,11 @@ def test_the_other_stream_goes_on(sink: Sink, stream: str, goes_on: str) -> None
     assert pauses.pause(stream, "Too many bounces", using=USING)
     assert not pauses.pause(stream, "Again", using=USING)
     _drain()
-    assert sink.subjects == [goes_on]
+    assert sink.taken == [goes_on]
     assert pauses.resume(stream, using=USING)
     assert not pauses.resume(stream, using=USING)
     _drain()
-    assert len(sink.subjects) == 2
+    assert len(sink.taken) == 2
 
 
 def test_nothing_is_woken_for_what_is_paused(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +118,6 @@ def test_a_running_drain_gives_back_what_it_has_not_sent() -> None:
         lease=DrainLease(name="drain 1", holder=holder),
         clock=lambda: next(now) + late[0],
     ).run()
-    assert sink.subjects == ["a@example.org"]
+    assert sink.taken == ["a@example.org"]
     rows = OutgoingMessage.objects.order_by("pk").values_list("status", "attempts")
     assert list(rows) == [("sent", 1), ("queued", 0), ("queued", 0)]

@@ -348,23 +348,25 @@ class TestAnswers:
         assert ses.stats().refused == 1
 
     @pytest.mark.parametrize(
-        "body", [b"", b"<html></html>", b'{"MessageId": "0100', b"{}", b'{"MessageId": null}']
+        ("status", "body"),
+        [
+            # Good, without an id.
+            (b"200 OK", b""),
+            (b"200 OK", b"<html></html>"),
+            (b"200 OK", b'{"MessageId": "0100'),
+            (b"200 OK", b"{}"),
+            (b"200 OK", b'{"MessageId": null}'),
+            # Of a gateway that waited in vain, whatever its page looks like.
+            (b"504 Gateway Timeout", b"<h1>D\xe9lai d\xe9pass\xe9</h1>"),
+            (b"504 Gateway Timeout", b'"timeout"'),
+            (b"504 Gateway Timeout", b"[]"),
+            (b"504 Gateway Timeout", b"<html></html>"),
+        ],
     )
-    def test_a_good_answer_without_an_id_is_in_doubt(
-        self, connect: Callable[..., SESClient], body: bytes
+    def test_an_answer_that_does_not_say_what_became_of_it_leaves_doubt(
+        self, connect: Callable[..., SESClient], status: bytes, body: bytes
     ) -> None:
-        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-        with server_that_answers(answer) as url, pytest.raises(InDoubt):
-            connect(url).send(ENVELOPE)
-
-    @pytest.mark.parametrize(
-        "body", [b"<h1>D\xe9lai d\xe9pass\xe9</h1>", b'"timeout"', b"[]", b"<html></html>"]
-    )
-    def test_a_gateway_that_waited_in_vain(
-        self, connect: Callable[..., SESClient], body: bytes
-    ) -> None:
-        """Whatever its page looks like."""
-        answer = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        answer = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
         with server_that_answers(answer) as url, pytest.raises(InDoubt):
             connect(url).send(ENVELOPE)
 
