@@ -337,15 +337,18 @@ class TestInterrupts:
                 begun[0] += 1
             return number
 
+        def start_many(calls: Calls[int]) -> None:
+            ends_at = time.monotonic() + 0.02
+            while time.monotonic() < ends_at:
+                for number in range(20):
+                    calls.start(number)
+                list(calls.take())
+
         for _ in range(100):
             calls = make(call)
-            ends_at = time.monotonic() + 0.02
             # At some moments Python's own conditions make a RuntimeError of it.
             with suppress(KeyboardInterrupt, RuntimeError), alarm(rng.uniform(0.001, 0.008)):
-                while time.monotonic() < ends_at:
-                    for number in range(20):
-                        calls.start(number)
-                    list(calls.take())
+                start_many(calls)
             take_all(calls)
             calls.start(1)
             take_all(calls)

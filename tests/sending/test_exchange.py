@@ -7,6 +7,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -65,12 +66,13 @@ class Handler(socketserver.StreamRequestHandler):
         self.server.opened += 1
         self.server.last = self.connection
         self.connection.setsockopt(6, 1, 1)  # each piece by itself
-        while self.read():
-            for piece in self.server.pieces:
-                self.connection.sendall(piece)
-                time.sleep(0.002)
-            if self.server.is_ended:
-                return
+        with suppress(ConnectionError):  # it may be reset
+            while self.read():
+                for piece in self.server.pieces:
+                    self.connection.sendall(piece)
+                    time.sleep(0.002)
+                if self.server.is_ended:
+                    return
 
     def read(self) -> bool:
         length = 0
