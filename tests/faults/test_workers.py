@@ -10,7 +10,7 @@ import pytest
 
 from connect_mailer.testing.ses import Fault, LocalSES
 from tests.faults.conftest import APP
-from tests.site.running import count_arrivals, everybody, open_site, wait_for
+from tests.site.running import count_arrivals, count_last_arrivals, everybody, open_site, wait_for
 
 pytestmark = pytest.mark.usefixtures("valkey")
 
@@ -30,7 +30,7 @@ def test_a_worker_is_killed(ses: LocalSES, tmp_path: Path, point: str) -> None:
             wait_for(lambda: len(ses.mailbox()) >= 5, tell=worker.read)
             worker.send_to_group(signal.SIGKILL)
         worker.wait()
-        accepted = count_arrivals(ses)
+        accepted = count_last_arrivals(ses)
         settled = {
             address
             for (address,) in site.ask(
@@ -63,7 +63,7 @@ def test_one_process_of_a_worker_is_killed(ses: LocalSES, tmp_path: Path) -> Non
         worker = site.start_worker(app=APP, **env, FAULT_MARK=str(tmp_path / "mark"))
         wait_for(lambda: "WorkerLostError" in worker.read(), tell=worker.read)
         # Nothing is sent until the drain's lease has ended.
-        accepted = set(count_arrivals(ses))
+        accepted = set(count_last_arrivals(ses))
         wait_for(lambda: site.count() == {"sent": 100}, tell=worker.read)
         assert worker.process.poll() is None
 
@@ -82,7 +82,7 @@ def test_what_a_killed_worker_had_is_held(ses: LocalSES) -> None:
         wait_for(lambda: len(ses.mailbox()) >= 5, tell=worker.read)
         worker.send_to_group(signal.SIGKILL)
         worker.wait()
-        accepted = set(count_arrivals(ses))
+        accepted = set(count_last_arrivals(ses))
 
         ses.configure(latency_seconds=0.01)
         again = site.start_worker(app=APP)
@@ -135,7 +135,7 @@ def test_a_worker_is_suspended_past_its_lease(ses: LocalSES, tmp_path: Path, poi
         env = {"FAULT_POINT": point, "FAULT_SIGNAL": "SIGSTOP", "FAULT_MARK": mark}
         suspended = site.start_worker(app=APP, **env)
         wait_for(suspended.is_suspended, tell=suspended.read)
-        taken = set(count_arrivals(ses))
+        taken = set(count_last_arrivals(ses))
         assert bool(taken) == (point == "before settle")
 
         other = site.start_worker(app=APP)
