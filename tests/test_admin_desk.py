@@ -394,6 +394,15 @@ def test_who_is_due_at_once_is_queued_first():
     assert [step["label"] for step in list_steps(row)] == ["queued", "due"]
 
 
+@pytest.mark.parametrize(
+    ("status", "is_due"), [("queued", True), ("sending", True), ("sent", False)]
+)
+def test_what_is_over_is_not_due(admin_client, status, is_due):
+    page = _text(admin_client.get(f"{MESSAGES}{_make(status=status).pk}/change/"))
+    assert ("Due:" in page) == is_due
+    assert "Created:" in page
+
+
 def _act(client, row, name):
     return client.post(f"{MESSAGES}{row.pk}/act/", {"act": name}, follow=True)
 

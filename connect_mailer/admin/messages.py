@@ -87,6 +87,8 @@ class OutgoingMessageAdmin(LargeTableAdmin):
             name for name in ("sender", "last_error", "ses_message_id") if getattr(obj, name, "")
         ]
         doubt = ["is_in_doubt"] if obj is not None and obj.in_doubt else []
+        # Of what is over, the column has the end of its last lease.
+        due = ["due_at"] if obj is not None and obj.status in OutgoingMessage.OPEN else []
         return [
             (None, {"fields": [("status_badge", "stream", "attempts", *doubt), *said]}),
             (gettext_lazy("What happened"), {"fields": ["timeline"]}),
@@ -96,7 +98,7 @@ class OutgoingMessageAdmin(LargeTableAdmin):
                 {
                     "classes": ["collapse"],
                     "fields": [
-                        ("created_at", "due_at", "sent_at", "finished_at"),
+                        ("created_at", *due, "sent_at", "finished_at"),
                         ("priority", "mailing_list", "send_after", "expires_at"),
                         ("size", "body_is_kept"),
                         "tags",
