@@ -36,6 +36,29 @@ READING_ACTIONS: Final = (
     "sns:GetSubscriptionAttributes",
 )
 
+# What to do about credentials that AWS refuses, by its code.
+# Source: AWS, "Common error types"; IAM user guide, "Troubleshoot Signature Version 4 signing".
+_UNKNOWN_KEY: Final = (
+    "AWS knows no such key: see that AWS_ACCESS_KEY_ID is whole, and the key not deleted or "
+    "inactive; a temporary one needs its AWS_SESSION_TOKEN, too."
+)
+_NO_MATCH: Final = (
+    "See that AWS_SECRET_ACCESS_KEY is whole, and that of AWS_ACCESS_KEY_ID. A password for "
+    "SES's SMTP is none. If it is right, look at this machine's clock."
+)
+_EXPIRED: Final = (
+    "The time of AWS_SESSION_TOKEN is over. Give a new one, or let the role of this machine do: "
+    "that is renewed by itself."
+)
+_MENDS: Final = {
+    "InvalidClientTokenId": _UNKNOWN_KEY,
+    "UnrecognizedClientException": _UNKNOWN_KEY,
+    "InvalidSignatureException": _NO_MATCH,
+    "SignatureDoesNotMatch": _NO_MATCH,
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+}
+
 
 def make_policy(*, reads: bool) -> str:
     """The smallest IAM policy, as JSON: to send, and with ``reads`` for the doctor, too."""
@@ -53,8 +76,11 @@ def examine_aws(aws: AWS) -> Iterator[Finding]:
             yield error(
                 "credentials",
                 str(failure),
-                "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of this "
-                "machine, and that it reaches AWS.",
+                _MENDS.get(
+                    failure.code,
+                    "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of this "
+                    "machine, and that it reaches AWS.",
+                ),
             )
             return
         yield from _tell_denied(failure)

@@ -19,7 +19,7 @@ from connect_mailer.account.findings import Level
 from connect_mailer.models import Lease, OutgoingMessage
 from connect_mailer.sending import leases
 from connect_mailer.sending.wakeups import BROKER_DOWN, PAUSE
-from connect_mailer.testing import LocalSES, deliver_all
+from connect_mailer.testing import Fault, LocalSES, deliver_all
 from connect_mailer.testing.account import LocalIdentity, LocalSubscription, LocalTopic
 from tests import servers
 
@@ -150,7 +150,7 @@ def test_no_worker_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
     (found,) = Doctor().find()
 
-    assert (found["part"], found["level"]) == ("worker", "error")
+    assert (found["part"], found["level"]) == ("worker", "error"), found["text"]
 
 
 def test_each_part_has_a_line(doctor: Doctor) -> None:
@@ -200,6 +200,10 @@ def identity(**values: Any) -> Break:
     )
 
 
+def refuse(code: str) -> Break:
+    return lambda ses, settings: ses.inject(Fault(operation="GetAccount", code=code, status=403))
+
+
 def wait_for_long(ses: LocalSES, settings: Any) -> None:
     OutgoingMessage.objects.create(
         sender="site@example.com", due_at=timezone.now() - timedelta(hours=1)
@@ -210,6 +214,18 @@ BROKEN: dict[str, tuple[Break, str, Level, str]] = {
     "wrong credentials": (
         lambda ses, settings: setattr(ses.account, "are_credentials_valid", False),
         *("credentials", Level.ERROR, "UnrecognizedClientException"),
+    ),
+    "a key that is unknown": (
+        refuse("InvalidClientTokenId"),
+        *("credentials", Level.ERROR, "AWS_ACCESS_KEY_ID is whole"),
+    ),
+    "a secret that is not the key's": (
+        refuse("SignatureDoesNotMatch"),
+        *("credentials", Level.ERROR, "SMTP"),
+    ),
+    "a session that is over": (
+        refuse("ExpiredTokenException"),
+        *("credentials", Level.ERROR, "The time of AWS_SESSION_TOKEN is over"),
     ),
     "SES out of reach": (
         change(SES_ENDPOINT_URL="http://127.0.0.1:1"),
@@ -374,7 +390,6 @@ def test_a_broker_that_can_not_be_asked(
 
     monkeypatch.setattr(current_app.control, "inspect", fail)
     monkeypatch.setattr(current_app.conf, "broker_url", url)
-    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
 
     (found,) = Doctor().find()
 
