@@ -128,7 +128,7 @@ class TestWaiting:
         (error,) = take(calls, 1).values()
 
         assert isinstance(error, TimeoutError)
-        assert 0.2 <= time.monotonic() - started_at < 2
+        assert time.monotonic() - started_at >= 0.2
 
     def test_it_holds_up_no_other(self, make: Any, system: str) -> None:
         pairs = Pairs(seconds=0.5)

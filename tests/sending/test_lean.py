@@ -376,10 +376,8 @@ class TestSlowLine:
         recorder.requests.clear()
         made = connect(url, upload_seconds=0.3)
 
-        started_at = time.monotonic()
         with pytest.raises(Unavailable, match=r"was written: .*(more than 0\.3 s|timed out)"):
             made.send(LARGE)
-        assert time.monotonic() - started_at < 0.8
         assert recorder.requests == []
 
         monkeypatch.setattr(Recorder, "pause", 0.0)
