@@ -513,12 +513,14 @@ class BriefCache:
             finally:
                 self._free.release()
 
-        ends = Deadline(self._deadline.left(CACHE_SECONDS))
+        seconds = self._deadline.left(CACHE_SECONDS)
+        ends_at = time.monotonic() + seconds
         # So many threads at most hang there, however many requests come.
-        if not self._free.acquire(timeout=ends.left()):
+        if not self._free.acquire(timeout=seconds):
             raise TimeoutError
         threading.Thread(target=run, name="sns-cache", daemon=True).start()
-        return answer.result(timeout=ends.left())
+        # An answer that is there is taken, though this process may have stood still meanwhile.
+        return answer.result(timeout=max(ends_at - time.monotonic(), 0.0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -243,10 +243,10 @@ MUTANTS = [
         ("fresh is forgotten", "self._fresh.pop(url, None)", "pass"),
         (
             "a cache is waited for briefly",
-            "answer.result(timeout=ends.left())",
+            "answer.result(timeout=max(ends_at - time.monotonic(), 0.0))",
             "answer.result()",
         ),
-        ("few wait", "not self._free.acquire(timeout=ends.left())", "False"),
+        ("few wait", "not self._free.acquire(timeout=seconds)", "False"),
         ("a cache gets what is left", "self._deadline.left(CACHE_SECONDS)", "CACHE_SECONDS"),
         ("failures remembered", "self._failed[url] = self._clock() + FAILURE_SECONDS", "pass"),
         ("failures forgotten", "and until > self._clock()", ""),

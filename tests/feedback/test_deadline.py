@@ -113,6 +113,7 @@ def test_a_cache_and_a_server_that_hang_together_are_waited_for_once(
     post, signer, hanging_server, monkeypatch
 ):
     done = threading.Event()
+    monkeypatch.setattr(sns, "CACHE_SECONDS", 0.5)
     monkeypatch.setattr(type(caches["default"]), "get", lambda *args: done.wait(60))
     monkeypatch.setattr(webhook, "certificates", sns.Certificates())
     monkeypatch.setattr(webhook, "Deadline", partial(Deadline, 1.0))

@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -422,6 +423,21 @@ def test_a_cache_that_does_not_answer_is_not_waited_for(signer, monkeypatch):
         assert not waited
     assert sum(thread.name == "sns-cache" for thread in threading.enumerate()) <= sns.MAX_WAITING
     done.set()
+
+
+def test_what_a_cache_has_answered_is_taken_though_time_was_lost(monkeypatch):
+    monkeypatch.setattr(sns, "CACHE_SECONDS", 0.05)
+    start = threading.Thread.start
+
+    def start_slowly(thread):
+        start(thread)
+        thread.join()
+        time.sleep(0.1)
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    cache = DictCache()
+    cache.set("a", b"pem", timeout=None)
+    assert sns.BriefCache(cache).get("a") == b"pem"
 
 
 def test_a_cache_is_not_asked_after_the_end():
