@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -175,15 +175,18 @@ class DrainLease:
 
 
 @contextmanager
-def _handling(handlers: Mapping[int, Callable[..., object]]) -> Iterator[None]:
-    """Handle signals by these. Only a main thread hears any: in others it does nothing."""
+def _handling(hear: Callable[[Any, int, Any], None], signals: Iterable[int]) -> Iterator[None]:
+    """Let ``hear`` have these signals, and what handled each before.
+
+    Only a main thread hears any: in others it does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in handlers}
+    previous = {number: signal.getsignal(number) for number in signals}
     try:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, partial(hear, before))
         yield
     finally:
         for number, before in previous.items():
@@ -205,8 +208,7 @@ def on_signals(act: Callable[[], None], *signals: int) -> AbstractContextManager
         if callable(before) and is_passed_on:
             before(number, frame)
 
-    signals = signals or (signal.SIGTERM, signal.SIGINT)
-    return _handling({number: partial(hear, signal.getsignal(number)) for number in signals})
+    return _handling(hear, signals or (signal.SIGTERM, signal.SIGINT))
 
 
 @contextmanager
@@ -227,11 +229,9 @@ def raising_afterwards(act: Callable[[], None]) -> Iterator[None]:
             raised.append(error)
             act()
 
-    known = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handled = [one for one in signal.valid_signals() if callable(signal.getsignal(one))]
     try:
-        with _handling(
-            {number: partial(hear, before) for number, before in known.items() if callable(before)}
-        ):
+        with _handling(hear, handled):
             yield
     finally:
         if raised:
